@@ -68,16 +68,16 @@ def _is_record(node: ast.ClassDef) -> bool:
 
 def restated(package: Path) -> list[tuple[str, str, list[str]]]:
     """Pairs that share five fields and more, and more than half of the smaller one's; most first."""
-    found = [
-        (first.place, second.place, sorted(first.fields & second.fields))
+    pairs = (
+        (first, second, first.fields & second.fields)
         for first, second in combinations(records(package), 2)
-    ]
-    sizes = {record.place: len(record.fields) for record in records(package)}
+        if len(first.fields) >= 5 <= len(second.fields)
+    )
     return sorted(
         (
-            (first, second, shared)
-            for first, second, shared in found
-            if len(shared) >= 5 and 2 * len(shared) > min(sizes[first], sizes[second])
+            (first.place, second.place, sorted(shared))
+            for first, second, shared in pairs
+            if len(shared) >= 5 and 2 * len(shared) > min(len(first.fields), len(second.fields))
         ),
         key=lambda pair: -len(pair[2]),
     )

@@ -65,7 +65,7 @@ _HOMES = {
     "import_heads": "offramp.heads.importing.imports",
     "find_machine": "offramp.costs.hardware",
     "measure_hardware": "offramp.timing.local_profile",
-    "run": "offramp.runs.call",
+    "run": "offramp.runs.request",
     "Findings": "offramp.report.run_findings",
     "passages": "offramp.studies.work.trace",
     "bench": "offramp.timing.bench",
@@ -103,7 +103,7 @@ if TYPE_CHECKING:
     from offramp.policies.policy import ExitPolicy
     from offramp.policies.replay import replay
     from offramp.report.run_findings import Findings
-    from offramp.runs.call import run
+    from offramp.runs.request import run
     from offramp.scoring.card import ScoreCard
     from offramp.scoring.scoring import DrawnFigure, drawn_figures, score
     from offramp.studies.comparison.reading import read_comparison as compare

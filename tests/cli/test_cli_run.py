@@ -252,6 +252,7 @@ def test_a_file_beside_a_runs_own_is_not_said_to_be_mended_by_it(run_folder: Pat
     (part, *_) = sorted(mine.glob("facts-*.parquet"))
     part.write_bytes(b"edited")
     assert "with --repair" in run_offramp("score", mine).require(1).err
+    assert "there is no trace here" in run_offramp("score", part).require(2).err
     missing = run_offramp("replay", trace, "-p", run_folder / "policies" / "mine.json").require(2).err
     assert "check the path" in missing
 

@@ -1,4 +1,4 @@
-"""A made-up run that looks like a real one: synthetic traces, really scored, really judged."""
+"""A made-up run that looks like a real one: synthetic traces, really scored and judged."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import functools
 import re
 from dataclasses import replace
 from pydoc_data.topics import topics
+from typing import Any
+from unittest import mock
 
 import answer_examples as answers
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.kit.defaults import FLOORS
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.frontier import frontier
 from offramp.report.run_result import RunResult, WorkloadResult
@@ -20,8 +23,10 @@ from offramp.studies.work.trace import passage_from_trace, typical_document
 from offramp.timing.results import Timing
 from offramp.tracing.trace import Marginal, Trace
 from offramp.tracing.trace_files import DocumentRecord
+from offramp.tuning import judging
 from offramp.tuning.floor import Floor
-from offramp.tuning.judging import judge
+from offramp.tuning.search import add_exact
+from offramp.tuning.verdict import Verdict
 
 LAYERS = 30
 CHAT = (
@@ -139,6 +144,19 @@ def synthetic_trace(
     )
 
 
+def quickly_judged(trace: Trace, floors: tuple[float, ...] = FLOORS) -> tuple[Verdict, ...]:
+    """Verdicts whose policies are searched among single thresholds alone: pages show whatever is found."""
+    with mock.patch.object(judging, "search_pool", lambda pool, risk: add_exact(pool, (risk,))):
+        return judging.judge(trace, floors)
+
+
+def first_two(value: Any) -> Any:
+    """JSON with two entries of each list: validating takes as long as what is validated."""
+    if isinstance(value, dict):
+        return {name: first_two(part) for name, part in value.items()}
+    return [first_two(part) for part in value[:2]] if isinstance(value, list) else value
+
+
 def workload_result(name: str, text: str, *, mode: str = "text", seed: int = 0, **options) -> WorkloadResult:
     pieces = Pieces(text)
     trace = synthetic_trace(pieces, seed=seed, **options)
@@ -152,7 +170,7 @@ def workload_result(name: str, text: str, *, mode: str = "text", seed: int = 0, 
         trace=trace,
         card=score(trace),
         frontiers=frontiers,
-        verdicts=judge(trace),
+        verdicts=quickly_judged(trace),
         passage=passage_from_trace(trace, pieces.decode, document),
         notes=(),
         trace_folder=f"traces/smollm2/{name}",

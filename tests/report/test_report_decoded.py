@@ -12,7 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 from decoding_examples import PLAIN, decoded, decoded_run, forecast, with_decoding
-from report_examples import CHAT, LAYERS, answered, example_run, workload_result
+from report_examples import CHAT, LAYERS, answered, example_run, first_two, quickly_judged, workload_result
 from rich.console import Console
 
 from offramp.policies.figures import PLAIN_DECODING
@@ -31,7 +31,6 @@ from offramp.studies.work.decode import DecodedChoice
 from offramp.timing.results import PartError
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
-from offramp.tuning.judging import judge
 from offramp.tuning.verdict import Speed
 from page_reader import Page
 
@@ -376,7 +375,7 @@ def transformed_run(documents=44, kept=0.93):
         workload,
         trace=trace,
         card=score(trace, draws=100),
-        verdicts=judge(trace, (0.9,)),
+        verdicts=quickly_judged(trace, (0.9,)),
         league=tuple(replace(entry, reference_agreement=reference) for entry in workload.league),
         machines=tuple(replace(answer, reference_agreement=reference) for answer in workload.machines),
         tuned=tuple(
@@ -409,13 +408,13 @@ def test_what_a_transform_costs_stands_beside_agreement_wherever_people_look(tra
 
 def test_the_summary_holds_it_under_one_key(transformed):
     summary = summarise(transformed)
-    jsonschema.validate(summary, summary_schema())
+    jsonschema.validate(first_two(summary), summary_schema())
     card = transformed.workloads[0].card
     assert summary["scores"][0]["reference_agreement"]["value"] == card.reference_agreement.value
     assert len(summary["scores"][0]["curves"]["values"]["reference_agreement"]) == len(card.curves.exits)
     for part in (summary["verdict"]["by_workload"], summary["league"], summary["tuned"], summary["machines"]):
         assert all(entry["reference_agreement"]["value"] > 0 for entry in part)
-    broken = {**summary, "scores": [{**summary["scores"][0], "reference_agreement": 0.9}]}
+    broken = {**first_two(summary), "scores": [{**summary["scores"][0], "reference_agreement": 0.9}]}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, summary_schema())
 

@@ -1,18 +1,24 @@
-"""The next step of a run: its reason, its command, and what it may bring."""
+"""The next step of a run: its reason, its command, what it may bring; what it recommends to decode with."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from report_examples import example_run
 from test_report_headline import certificate, run_with, verdict
 
 from offramp.commands import RunCall
-from offramp.report.run_findings import next_step
+from offramp.files import safe_name
+from offramp.policies.rules.fixed import Never, StaticExit
+from offramp.report.run_findings import next_step, recommended_file
 from offramp.report.run_reading import NOT_ASKED
 from offramp.report.run_result import RunProgress, RunResult
+from offramp.tuning.verdict import Speed, Verdict
 
 RUN = "offramp run smollm2 --dtype bfloat16"
 CALL = RunCall(("smollm2", "--dtype", "bfloat16"), {"exits": "5,9", "output": "runs/mine"})
@@ -127,3 +133,34 @@ def test_a_run_that_is_not_whole_has_none(changes: dict[str, object]) -> None:
 def test_where_nothing_was_decoded_nothing_is_refused_and_no_exits_are_trained() -> None:
     replayed = verdict("not settled", policy="never", certificate=None)
     assert next_step(asked(run_with(replayed), minutes=None)) is None
+
+
+MEASURED = Speed(1.04, 0.99, 1.09, "measured", "local", True)
+SLOWER = Speed(0.967, 0.94, 1.0, "measured", "local", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "recommended"),
+    [
+        ({}, True),
+        ({"decision": "too close to call"}, True),
+        ({"decision": "does not pay"}, False),
+        ({"speed": SLOWER}, False),  # certified, and predicted to be faster, but the stopwatch says no
+        ({"speed": None}, False),
+        ({"certified": False}, False),
+        ({"policy": Never()}, False),
+    ],
+)
+def test_only_what_is_certified_and_not_found_slower_is_recommended(
+    changes: dict[str, Any], recommended: bool
+) -> None:
+    facts = {
+        "decision": "pays",
+        "certified": True,
+        "policy": StaticExit(4),
+        "speed": MEASURED,
+        "floor": 0.95,
+    }
+    verdict = mock.Mock(spec=Verdict, **{**facts, **changes})
+    file = Path("run/policies") / f"{safe_name('prose:short')}-tuned-0.95.json"
+    assert recommended_file(Path("run"), "prose:short", verdict) == (file if recommended else None)

@@ -12,13 +12,14 @@ import answer_examples as answers
 import jsonschema
 import numpy as np
 import pytest
-from report_examples import example_run, model_shape
+from report_examples import example_run, first_two, model_shape
 
 from offramp.costs.token import TokenCosts, token_costs
 from offramp.errors import InputError
+from offramp.report.curves import spread
 from offramp.report.page import render
 from offramp.report.run_result import PriceList
-from offramp.report.summary import spread, summarise, summary_schema
+from offramp.report.summary import summarise, summary_schema
 from offramp.scoring.estimate import Estimate
 
 
@@ -29,14 +30,7 @@ def summary():
 
 @pytest.fixture(scope="module")
 def short(summary):
-    """The same with two entries of each list: validating takes as long as what is validated."""
     return first_two(summary)
-
-
-def first_two(value):
-    if isinstance(value, dict):
-        return {name: first_two(part) for name, part in value.items()}
-    return [first_two(part) for part in value[:2]] if isinstance(value, list) else value
 
 
 @pytest.fixture(scope="module")

@@ -50,19 +50,23 @@ def advice(result: CombineResult) -> str:
     """
     if result.defects:
         return f"No advice: this measurement has a defect: {result.defects[0]}."
-    timed = [one for one in result.combinations if one.parts and one.speedup is not None]
+    timed = [
+        combination
+        for combination in result.combinations
+        if combination.parts and combination.speedup is not None
+    ]
     if not timed:
         return "No advice: none of these accelerations could be timed on this model."
-    faster = [one for one in timed if surely_above(one.speedup)]
+    faster = [combination for combination in timed if surely_above(combination.speedup)]
     if not faster:
         best = max(timed, key=speed)
         return (
             f"Use plain decoding: nothing is surely faster, and the best of it, {best.name}, comes to "
             f"{times_plain(best.speedup)}."
         )
-    good = [one for one in faster if keeps(one, result.floor)]
+    good = [combination for combination in faster if keeps(combination, result.floor)]
     if not good:
-        best = max(faster, key=lambda one: kept_share(one).value)
+        best = max(faster, key=lambda combination: kept_share(combination).value)
         return (
             f"Use plain decoding: everything that is faster changes the answers, and {best.name} "
             f"({times_plain(best.speedup)}), which changes them least, chooses {of_the_tokens(best)}, where "
@@ -82,9 +86,9 @@ def effect_sentences(result: CombineResult) -> list[str]:
         return found
     for effect, words in EFFECTS.items():
         names = [
-            f"{one.name} ({_bracketed(one.interaction)})"
-            for one in result.combinations
-            if one.interaction is not None and one.effect == effect
+            f"{combination.name} ({_bracketed(combination.interaction)})"
+            for combination in result.combinations
+            if combination.interaction is not None and combination.effect == effect
         ]
         if names:
             found.append(f"{words}: {listed(names)} of the product of the single gains.")
@@ -104,24 +108,24 @@ def interval(ratio: Estimate[float] | None) -> str:
     return "–" if ratio is None else timed_text(ratio, decimal)
 
 
-def of_the_tokens(one: Combination) -> str:
+def of_the_tokens(combination: Combination) -> str:
     """ "97.8 % (96.9 to 98.5 %) of the full model's tokens"; of how few answers, without an interval."""
-    share = kept_share(one)
+    share = kept_share(combination)
     of = f"{estimate_text(share, percent)} of the full model's tokens"
-    assert one.quality is not None  # or there was no share
-    answers = counted(one.quality.free_running.prompts, "answer")
-    known = share.low is not None or one.name == PLAIN_NAME
+    assert combination.quality is not None  # or there was no share
+    answers = counted(combination.quality.free_running.prompts, "answer")
+    known = share.low is not None or combination.name == PLAIN_NAME
     return of if known else f"{of} ({answers}, too few for an interval)"
 
 
-def kept_share(one: Combination) -> Estimate[float]:
+def kept_share(combination: Combination) -> Estimate[float]:
     """Share of the untransformed model's own tokens that it chooses too; none if that was not judged."""
-    return Estimate(0.0) if one.quality is None else one.quality.forced_agreement
+    return Estimate(0.0) if combination.quality is None else combination.quality.forced_agreement
 
 
-def keeps(one: Combination, floor: float) -> bool:
+def keeps(combination: Combination, floor: float) -> bool:
     """Whether it chooses so many of the full model's tokens, by the lower limit where there is one."""
-    share = kept_share(one)
+    share = kept_share(combination)
     return (share.value if share.low is None else share.low) >= floor
 
 
@@ -135,9 +139,9 @@ def surely_below(ratio: Estimate[float] | None, line: float = 1.0) -> bool:
     return ratio is not None and ratio.high is not None and ratio.high < line
 
 
-def speed(one: Combination) -> float:
+def speed(combination: Combination) -> float:
     """The speedup's value."""
-    return 0.0 if one.speedup is None else one.speedup.value
+    return 0.0 if combination.speedup is None else combination.speedup.value
 
 
 def _without_idle_parts(result: CombineResult, best: Combination, good: list[Combination]) -> Combination:
@@ -150,8 +154,8 @@ def _without_idle_parts(result: CombineResult, best: Combination, good: list[Com
     return best
 
 
-def _name(one: Combination) -> str:
-    return f"{one.name} alone" if len(one.parts) == 1 else f"{one.name} together"
+def _name(combination: Combination) -> str:
+    return f"{combination.name} alone" if len(combination.parts) == 1 else f"{combination.name} together"
 
 
 def _why(result: CombineResult, best: Combination) -> str:
@@ -224,7 +228,10 @@ def measurement(result: CombineResult) -> dict[str, Any]:
     """One model on one workload: what to use, the plot, speed and quality, all that took turns."""
     apart = [f"Not combined: {sentence}." for sentence in result.excluded]
     apart += [f"{note[:1].upper()}{note[1:]}." for note in result.notes]
-    everyone = [*result.others, *(one.contender for one in result.combinations if one.parts)]
+    everyone = [
+        *result.others,
+        *(combination.contender for combination in result.combinations if combination.parts),
+    ]
     return {
         "name": f"On {result.workload or 'the prompts'}",
         "defects": result.defects,
@@ -232,7 +239,7 @@ def measurement(result: CombineResult) -> dict[str, Any]:
         "said": effect_sentences(result),
         "figure": speed_figure(result),
         "combinations": combinations_table(result).html(
-            sorted(result.combinations, key=lambda one: len(one.parts))
+            sorted(result.combinations, key=lambda combination: len(combination.parts))
         ),
         "apart": apart,
         "circumstances": f"{circumstances_text(result)} Plain decoding is {result.plain}.",
@@ -255,24 +262,26 @@ def render_combined(result: CombineResult) -> str:
 def speed_figure(result: CombineResult) -> Markup:
     """Measured speed beside the product of the single gains."""
     rows = [
-        product_row(one.name, row_text(one), one.speedup, one.product)
-        for one in result.combinations
-        if one.parts and one.speedup is not None
+        product_row(combination.name, row_text(combination), combination.speedup, combination.product)
+        for combination in result.combinations
+        if combination.parts and combination.speedup is not None
     ]
     if not rows:
         return Markup()
     plot = product_plot(rows)
-    data = PRODUCTS.html((one for one in result.combinations if one.parts), caption=plot.title)
+    data = PRODUCTS.html(
+        (combination for combination in result.combinations if combination.parts), caption=plot.title
+    )
     keys = legend([Key("measured", 0), Key("product of the single gains", 1, 3)])
     return drawn(plot, data, legend=keys)
 
 
 PRODUCTS: Table[Combination] = Table(
     (
-        Column("Combination", lambda one: one.name),
-        Column("Measured", lambda one: interval(one.speedup)),
-        Column("Product", lambda one: interval(one.product)),
-        Column("Of the product", lambda one: interval(one.interaction)),
+        Column("Combination", lambda combination: combination.name),
+        Column("Measured", lambda combination: interval(combination.speedup)),
+        Column("Product", lambda combination: interval(combination.product)),
+        Column("Of the product", lambda combination: interval(combination.interaction)),
     ),
     words=1,
 )
@@ -310,10 +319,14 @@ def product_row(name: str, words: str, measured: Estimate[float], product: Estim
     return PlotRow(name, tuple(tracks), words)
 
 
-def row_text(one: Combination) -> str:
+def row_text(combination: Combination) -> str:
     """ "1.52 ×, product 1.61"."""
-    measured = times_plain(one.speedup).partition(" (")[0]
-    return measured if one.product is None else f"{measured}, product {decimal(one.product.value)}"
+    measured = times_plain(combination.speedup).partition(" (")[0]
+    return (
+        measured
+        if combination.product is None
+        else f"{measured}, product {decimal(combination.product.value)}"
+    )
 
 
 BY_SIZE = {0: "Plain decoding", 1: "Alone"}
@@ -325,19 +338,33 @@ def combinations_table(result: CombineResult) -> Table[Combination]:
     return Table(
         (
             Column("Combination", _combination_cell),
-            Column("Time per token", lambda one: with_interval(_seconds(one), milliseconds), kind="measured"),
-            Column("Net speed", lambda one: _speed_cell(one, result.worth), kind="measured"),
-            Column("Of the product", lambda one: with_interval(one.interaction, decimal), kind="measured"),
+            Column(
+                "Time per token",
+                lambda combination: with_interval(_seconds(combination), milliseconds),
+                kind="measured",
+            ),
+            Column("Net speed", lambda combination: _speed_cell(combination, result.worth), kind="measured"),
+            Column(
+                "Of the product",
+                lambda combination: with_interval(combination.interaction, decimal),
+                kind="measured",
+            ),
             Column("Agreement, full model's text", _agreement_cell, kind="measured"),
             Column(
                 "Equal before it differs",
-                lambda one: None if one.quality is None else estimate_text(one.quality.shared, percent),
+                lambda combination: (
+                    None
+                    if combination.quality is None
+                    else estimate_text(combination.quality.shared, percent)
+                ),
                 kind="measured",
             ),
             Column(
                 "Same answers",
-                lambda one: (
-                    None if one.quality is None else percent(one.quality.free_running.sequence_match.value, 0)
+                lambda combination: (
+                    None
+                    if combination.quality is None
+                    else percent(combination.quality.free_running.sequence_match.value, 0)
                 ),
                 kind="measured",
             ),
@@ -345,7 +372,9 @@ def combinations_table(result: CombineResult) -> Table[Combination]:
         ),
         caption=f"Every combination on {counted(result.prompts, 'prompt')}; quality against the "
         "untransformed full model's greedy answers",
-        groups=Column("", lambda one: BY_SIZE.get(len(one.parts), f"{len(one.parts)} together")),
+        groups=Column(
+            "", lambda combination: BY_SIZE.get(len(combination.parts), f"{len(combination.parts)} together")
+        ),
         style="decoded",
     )
 
@@ -356,34 +385,34 @@ QUALITY = ("Combination", "Agreement", "Equal", "Same answers", "NLL")
 """Columns that fit beside each other on a terminal."""
 
 
-def _combination_cell(one: Combination) -> Cell:
-    codes = [policy_code(name) for name in (*one.transforms, one.policy) if name]
-    return Cell(one.name, html=text(one.name) + Markup().join(codes))
+def _combination_cell(combination: Combination) -> Cell:
+    codes = [policy_code(name) for name in (*combination.transforms, combination.policy) if name]
+    return Cell(combination.name, html=text(combination.name) + Markup().join(codes))
 
 
-def _is_timed(one: Combination) -> bool:
-    return one.contender.seconds_per_token is not None and one.speedup is not None
+def _is_timed(combination: Combination) -> bool:
+    return combination.contender.seconds_per_token is not None and combination.speedup is not None
 
 
-def _seconds(one: Combination) -> Estimate[float] | None:
-    return one.contender.seconds_per_token if _is_timed(one) else None
+def _seconds(combination: Combination) -> Estimate[float] | None:
+    return combination.contender.seconds_per_token if _is_timed(combination) else None
 
 
-def _speed_cell(one: Combination, worth: float) -> Cell:
+def _speed_cell(combination: Combination, worth: float) -> Cell:
     """Its speed and what that answers, or why it was not timed. worth: the gain that matters, as a share."""
-    speed = one.speedup
-    if speed is None or not _is_timed(one):
-        return Cell(f"not timed: {one.contender.left_out or 'no reason recorded'}")
+    speed = combination.speedup
+    if speed is None or not _is_timed(combination):
+        return Cell(f"not timed: {combination.contender.left_out or 'no reason recorded'}")
     limits = interval_text(speed.low, speed.high)
-    return Cell(f"{decimal(speed.value)} ×", below=(limits, contender_answer(one.contender, worth)))
+    return Cell(f"{decimal(speed.value)} ×", below=(limits, contender_answer(combination.contender, worth)))
 
 
-def _agreement_cell(one: Combination) -> Cell:
-    return with_interval(None if one.quality is None else kept_share(one), percent)
+def _agreement_cell(combination: Combination) -> Cell:
+    return with_interval(None if combination.quality is None else kept_share(combination), percent)
 
 
-def _nll_cell(one: Combination) -> Cell:
-    if one.quality is None:
+def _nll_cell(combination: Combination) -> Cell:
+    if combination.quality is None:
         return Cell(NOTHING)
-    nll = one.quality.free_running.nll
+    nll = combination.quality.free_running.nll
     return Cell(decimal(nll.value, 3), below=interval_text(nll.low, nll.high))

@@ -80,21 +80,24 @@ NOWHERE = "Early exit does not pay anywhere here"
 
 def comparison_headline(comparison: Comparison) -> str:
     """The answer in one sentence."""
-    found = findings_of(comparison)
-    if not found:
+    findings = findings_of(comparison)
+    if not findings:
         return _uncertified_headline(comparison)
-    decision, decisions = comparison_decision(comparison), list(cell_decisions(found).values())
-    best = best_certified(found)
+    decision, decisions = comparison_decision(comparison), list(cell_decisions(findings).values())
+    best = best_certified(findings)
     at_best = "" if best is None else f"{passed_how(best)}, it is at best {over_plain(best.speed)}"
     if best is not None and best.timed:
         at_best += f", decoded for real{credited(best)}"
     if decision == "pays":
-        paying, cells = {one.cell for one in found if one.decision == "pays"}, counted(len(decisions), "cell")
+        paying, cells = (
+            {finding.cell for finding in findings if finding.decision == "pays"},
+            counted(len(decisions), "cell"),
+        )
         where = "here" if len(decisions) == 1 else f"in {len(paying):,} of {cells}"
         return f"Early exit pays {where}: {at_best}."
     if decision in OPEN:
-        if not any(one.decision == decision and one.certified for one in found):
-            return _open_headline(decision, decisions, found)
+        if not any(finding.decision == decision and finding.certified for finding in findings):
+            return _open_headline(decision, decisions, findings)
         why = at_best or "what is certified has no speed on documents that it has not seen"
         if best is not None and best.missing:
             why += f"; missing: {'; '.join(best.missing)}"
@@ -104,17 +107,19 @@ def comparison_headline(comparison: Comparison) -> str:
     return f"{NOWHERE}: {at_best}, and {whole_percent(WORTH)} are what it takes to be worth its trouble."
 
 
-def credited(one: Finding[Tuned]) -> str:
+def credited(finding: Finding[Tuned]) -> str:
     """ ", 1.080 × (1.060 to 1.100) the best decoder without exits"; nothing where that was not timed."""
-    credit = one.credit
+    credit = finding.credit
     if credit is None or credit.value is None:
         return ""
     return f", {estimate_text(credit, times)} the best decoder without exits"
 
 
-def _open_headline(decision: Decision, decisions: Sequence[Decision], found: Sequence[Finding[Tuned]]) -> str:
+def _open_headline(
+    decision: Decision, decisions: Sequence[Decision], findings: Sequence[Finding[Tuned]]
+) -> str:
     """The answer where nothing pays, and what is open is not certified."""
-    why = lacking([one for one in found if one.unknown])
+    why = lacking([finding for finding in findings if finding.unknown])
     if refused := decisions.count("does not pay"):
         cells = counted(len(decisions), "cell")
         return f"Early exit does not pay in {refused:,} of {cells}; the others are open; {why}."
@@ -127,7 +132,11 @@ def _uncertified_headline(comparison: Comparison) -> str:
     best = measured or predicted
     if best is None and comparison.combined:
         return _combined_headline(comparison)
-    below = [one for one in comparison.strategies if not one.plain and floor_kept(one) == "missed"]
+    below = [
+        strategy
+        for strategy in comparison.strategies
+        if not strategy.plain and floor_kept(strategy) == "missed"
+    ]
     if best is None and below:
         closest = max(below, key=lambda one: one.agreement.value or 0.0)
         return (
@@ -167,7 +176,7 @@ def left_over(comparison: Comparison) -> list[str]:
     """How much could not be certified, or was measured but must not be believed."""
     said = []
     answers = findings_of(comparison)
-    unknown = [one for one in answers if one.unknown]
+    unknown = [answer for answer in answers if answer.unknown]
     if unknown:
         verb = "is" if len(unknown) == 1 else "are"
         said.append(
@@ -180,7 +189,7 @@ def left_over(comparison: Comparison) -> list[str]:
         said.append(
             f"Of {counted(count, 'measurement')} of policies decoded for real, left out: {no_answer}."
         )
-    missed = sum(one.missed for one in answers if one.exits)
+    missed = sum(answer.missed for answer in answers if answer.exits)
     if missed:
         count = len(answers)
         said.append(
@@ -216,7 +225,7 @@ def not_claimed(comparison: Comparison) -> list[str]:
         said.append(
             "The best of many is chosen with hindsight, and its own interval does not account for that."
         )
-    passed = {one.certified for one in answers} - {""}
+    passed = {answer.certified for answer in answers} - {""}
     if "replayed" in passed:
         said.append(
             "A replay bound speaks of given text with the full model's keys and values: what a policy keeps "
@@ -239,7 +248,7 @@ def _timed(strategies: Sequence[StrategyResult]) -> str:
     """What the stopwatch adds to predicted speeds."""
     if believed(strategies):
         return "only what is marked measured was timed"
-    broken = any(one.defect for one in strategies)
+    broken = any(strategy.defect for strategy in strategies)
     return "what was timed here has a defect" if broken else "none was timed here"
 
 
@@ -278,14 +287,14 @@ def size_of(comparison: Comparison) -> str:
 
 def cards_of(comparison: Comparison) -> list[KeyNumber]:
     """The best certified, replayed and measured speed, and the most suited by score."""
-    found, strategies = findings_of(comparison), comparison.strategies
+    findings, strategies = findings_of(comparison), comparison.strategies
     cards = []
-    if found:
-        cards.append(_certified_card(best_certified(found), len(found)))
+    if findings:
+        cards.append(_certified_card(best_certified(findings), len(findings)))
     predicted = fastest(replayed(strategies))
     if predicted is not None:
         cards.append(_strategy_card("Fastest by replay", "predicted", predicted))
-    if any(one.basis == "measured" for one in strategies):
+    if any(strategy.basis == "measured" for strategy in strategies):
         measured, title = fastest(believed(strategies)), "Fastest decoded for real"
         if measured is None:
             nothing = why_no_answer(strategies) or "no policy that exits was decoded"
@@ -313,17 +322,17 @@ def _certified_card(best: Finding[Tuned] | None, asked: int) -> KeyNumber:
     return KeyNumber(kind, *_speed(best.speed), list(facts.items()), title, best.policy)
 
 
-def _strategy_card(title: str, kind: Kind, found: StrategyResult) -> KeyNumber:
-    place = found.place
+def _strategy_card(title: str, kind: Kind, strategy: StrategyResult) -> KeyNumber:
+    place = strategy.place
     facts = {
-        "strategy": found.family,
+        "strategy": strategy.family,
         "model": line_name(place.model, place.heads),
         "workload": place.workload,
         "machine": machine_shown(place.machine),
-        "floor": floor_shown(found.floor),
-        "agreement": "–" if found.agreement.value is None else percent(found.agreement.value),
+        "floor": floor_shown(strategy.floor),
+        "agreement": "–" if strategy.agreement.value is None else percent(strategy.agreement.value),
     }
-    return KeyNumber(kind, *_speed(found.net_speedup), list(facts.items()), title, str(found.policy))
+    return KeyNumber(kind, *_speed(strategy.net_speedup), list(facts.items()), title, str(strategy.policy))
 
 
 def _suited_card(comparison: Comparison) -> list[KeyNumber]:

@@ -141,7 +141,11 @@ def comparison_tables(comparison: Comparison) -> dict[str, pa.Table]:
     """Every table by its name, with its columns even where it has no rows."""
     rows = comparison.rows
     exits = [(row, place) for row in rows for place in range(len(row.exits))]
-    timed = [TimedCombination(result, one) for result in comparison.combined for one in result.combinations]
+    timed = [
+        TimedCombination(result, combination)
+        for result in comparison.combined
+        for combination in result.combinations
+    ]
     return {
         "leaderboard": leaderboard(rows).arrow(rows),
         "certified": CERTIFIED.arrow(judged(comparison)),

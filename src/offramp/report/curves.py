@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from markupsafe import Markup
@@ -20,6 +21,7 @@ from offramp.scoring.card import Curve, LayerCurves, ReliabilityDiagram
 from offramp.studies.comparison.results import Comparison, Row
 
 rounded = partial(percent, digits=0)
+Point = TypeVar("Point")
 
 
 @dataclass(frozen=True)
@@ -258,21 +260,18 @@ def cell(value: float) -> str:
     return decimal(float(value), 3) if np.isfinite(value) else "undefined"
 
 
-def spread(diagrams: list[ReliabilityDiagram], count: int) -> list[ReliabilityDiagram]:
-    """At most `count` diagrams, evenly spaced, the full model's own left out where there are others.
-
-    The full model agrees with itself, so its diagram says nothing about exits.
-    """
-    early = diagrams[:-1] or diagrams
-    if len(early) <= count:
-        return early
-    return [early[round(index * (len(early) - 1) / (count - 1))] for index in range(count)]
+def spread(points: Sequence[Point], count: int) -> list[Point]:
+    """At most `count` of the points, evenly spaced in their order, both ends kept."""
+    if len(points) <= count:
+        return list(points)
+    return [points[round(place)] for place in np.linspace(0, len(points) - 1, count)]
 
 
 def reliability_figure(workload: WorkloadResult) -> Markup:
     """Reliability diagrams at some layers, all in one figure; nothing without a token."""
     filled = [diagram for diagram in workload.card.reliability if diagram.count.sum()]
-    diagrams = spread(filled, RELIABILITY_DIAGRAMS)
+    # The full model agrees with itself, so that its diagram says nothing about exits.
+    diagrams = spread(filled[:-1] or filled, RELIABILITY_DIAGRAMS)
     if not diagrams:
         return Markup()
     bins = [(diagram, place) for diagram in diagrams for place, count in enumerate(diagram.count) if count]

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from offramp.report.html import Kind, escaped, fragment
 
 if TYPE_CHECKING:
-    from offramp.report.plots import Plot, RowPlot
+    from offramp.report.plots import AnyPlot
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def marker(x: float, y: float, shape: int, title: str = "", size: float = 3.2) -
 
 
 def drawn(
-    chart: Plot | RowPlot,
+    chart: AnyPlot,
     data: str,
     *,
     title: str = "",

@@ -56,31 +56,33 @@ Detail = TypeVar("Detail", Verdict, Tuned)
 
 @dataclass(frozen=True)
 class Finding(ShownAsHtml, Generic[Detail]):
-    """One cell: what was found there, and how it is known.
-
-    policy, kv: what was judged, "never" if nothing is faster. speed: by
-    which it was decided, None if there is none. predicted: net speed by replay or from prices; measured: by
-    the stopwatch, None if the policy was not timed, or not so that it can be believed. kept: share of the
-    tokens that it generated itself which are the full model's choice, None if it was not executed.
-    credit: over the best decoder without exits, as timed, by which a comparison decides; None of a policy
-    that was not timed. certified: how its floor was shown to be kept, "" if it was not. missed: whether it
-    was decoded and kept less than the floor. missing: what would settle it.
-    """
+    """One cell: what was found there, and how it is known."""
 
     at: Place
     floor: Floor
     decision: Decision
     policy: str
+    """What was judged, with its `kv`: "never" if nothing is faster."""
     kv: str | None
     speed: Speed | None
+    """By which it was decided, None if there is none."""
     predicted: Estimate
+    """Net speed by replay or from prices."""
     measured: Estimate | None
+    """By the stopwatch, None if the policy was not timed, or not so that it can be believed."""
     kept: Estimate | None
+    """Share of the tokens that it generated itself which are the full model's choice, None if it was not
+    executed."""
     certified: Passed
+    """How its floor was shown to be kept, "" if it was not."""
     missed: bool
+    """Whether it was decoded and kept less than the floor."""
     missing: tuple[str, ...]
+    """What would settle it."""
     detail: Detail
     credit: Estimate | None = None
+    """Over the best decoder without exits, as timed, by which a comparison decides; None of a policy that was
+    not timed."""
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as plain numbers and texts; None where something is not known."""
@@ -239,8 +241,8 @@ def main_verdict(workload: WorkloadResult) -> Verdict | None:
 
 def main_verdicts(run: RunResult) -> list[tuple[str, Verdict]]:
     """The main verdict of every text that has one, with the text's name."""
-    found = [(workload.name, main_verdict(workload)) for workload in run.workloads]
-    return [(name, verdict) for name, verdict in found if verdict is not None]
+    verdicts = [(workload.name, main_verdict(workload)) for workload in run.workloads]
+    return [(name, verdict) for name, verdict in verdicts if verdict is not None]
 
 
 def main_findings(run: RunResult) -> list[Finding[Verdict]]:
@@ -250,7 +252,10 @@ def main_findings(run: RunResult) -> list[Finding[Verdict]]:
 
 def findings_of(comparison: Comparison) -> list[Finding[Tuned]]:
     """Every answer of the tuner, with a measurement of its policy that may be believed."""
-    measured = {(one.place, one.policy, one.kv): one for one in believed(comparison.strategies)}
+    measured = {
+        (strategy.place, strategy.policy, strategy.kv): strategy
+        for strategy in believed(comparison.strategies)
+    }
     return [
         finding_of_answer(row, answer, measured.get((row.on(answer.machine), answer.policy, answer.kv)))
         for row in comparison.rows
@@ -260,9 +265,9 @@ def findings_of(comparison: Comparison) -> list[Finding[Tuned]]:
 
 def best_certified(findings: Sequence[Finding[Tuned]]) -> Finding[Tuned] | None:
     """The fastest policy that exits and is certified; one that surely pays before one that may."""
-    found = [one for one in findings if one.exits]
-    paying = [one for one in found if one.decision == "pays"]
-    return max(paying or found, key=lambda one: one.speedup, default=None)
+    exiting = [finding for finding in findings if finding.exits]
+    paying = [finding for finding in exiting if finding.decision == "pays"]
+    return max(paying or exiting, key=lambda finding: finding.speedup, default=None)
 
 
 def cell_decisions(findings: Sequence[Finding[Tuned]]) -> dict[tuple[str, str, str], Decision]:
@@ -272,24 +277,24 @@ def cell_decisions(findings: Sequence[Finding[Tuned]]) -> dict[tuple[str, str, s
     only where none looser was found not to pay.
     """
     by_cell: dict[tuple[str, str, str], list[Finding[Tuned]]] = {}
-    for one in findings:
-        by_cell.setdefault(one.cell, []).append(one)
+    for finding in findings:
+        by_cell.setdefault(finding.cell, []).append(finding)
     return {cell: _cell_decision(here) for cell, here in by_cell.items()}
 
 
 def _cell_decision(findings: Sequence[Finding[Tuned]]) -> Decision:
-    refused = [one.floor for one in findings if one.decision == "does not pay"]
+    refused = [finding.floor for finding in findings if finding.decision == "does not pay"]
     return _first(
-        one.decision
-        for one in findings
-        if one.certified or not any(_is_looser(floor, one.floor) for floor in refused)
+        finding.decision
+        for finding in findings
+        if finding.certified or not any(_is_looser(floor, finding.floor) for floor in refused)
     )
 
 
 def _first(decisions: Iterable[Decision]) -> Decision:
     """What several say together: that it pays anywhere, else what is open, else that it does not pay."""
-    found = set(decisions)
-    return next((one for one in ("pays", *OPEN) if one in found), "does not pay")
+    said = set(decisions)
+    return next((decision for decision in ("pays", *OPEN) if decision in said), "does not pay")
 
 
 def _is_looser(floor: Floor, than: Floor) -> bool:
@@ -301,7 +306,7 @@ def _is_looser(floor: Floor, than: Floor) -> bool:
 
 def run_decision(run: RunResult) -> OverallDecision:
     """The decision that all texts of a run share, or that they differ."""
-    decisions = {one.decision for one in main_findings(run)}
+    decisions = {finding.decision for finding in main_findings(run)}
     if not decisions:
         return "undefined"
     return decisions.pop() if len(decisions) == 1 else "depends on the text"
@@ -311,10 +316,10 @@ def comparison_decision(comparison: Comparison) -> OverallDecision:
     """Whether early exit pays anywhere by what was certified, else whether the fastest is too slow."""
     if decisions := cell_decisions(findings_of(comparison)):
         return _first(decisions.values())
-    found = fastest(believed(comparison.strategies)) or fastest(replayed(comparison.strategies))
-    if found is None:
+    best = fastest(believed(comparison.strategies)) or fastest(replayed(comparison.strategies))
+    if best is None:
         return "undefined"
-    return decision_on(speed_of(found.net_speedup, measured=found.basis == "measured"), certified=False)
+    return decision_on(speed_of(best.net_speedup, measured=best.basis == "measured"), certified=False)
 
 
 @dataclass(frozen=True)
@@ -387,8 +392,10 @@ def certified_section(comparison: Comparison) -> Markup:
     answers = judged(comparison)
     if not answers:
         return Markup()
-    findings = [one.finding for one in answers]
-    ranked = sorted(answers, key=lambda one: (not one.finding.exits, -(one.finding.predicted.value or 0.0)))
+    findings = [answer.finding for answer in answers]
+    ranked = sorted(
+        answers, key=lambda answer: (not answer.finding.exits, -(answer.finding.predicted.value or 0.0))
+    )
     return fragment("comparison", "certified", by_floor(findings), CERTIFIED.html(ranked))
 
 
@@ -415,14 +422,14 @@ MOST_MISSING = 3
 """Things that verdicts miss which are named."""
 
 
-def passed_how(one: Finding[Tuned]) -> str:
+def passed_how(finding: Finding[Tuned]) -> str:
     """What a policy passed its floor by: decoding, or a replay alone."""
-    return "certified" if one.certified == "executed" else "by a replay bound, nothing decoded"
+    return "certified" if finding.certified == "executed" else "by a replay bound, nothing decoded"
 
 
 def lacking(findings: Sequence[Finding[Tuned]]) -> str:
     """What these miss, the most frequent first, in how many of them if not in all."""
-    counts = Counter(missing for one in findings for missing in one.missing)
+    counts = Counter(missing for finding in findings for missing in finding.missing)
     said = [
         missing if count == len(findings) else f"{missing} (in {count:,})"
         for missing, count in counts.most_common(MOST_MISSING)

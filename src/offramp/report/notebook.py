@@ -56,10 +56,12 @@ def _findings(found: Findings) -> str:
     return framed(f"Would early exit pay for {result.model_name}?", Markup().join(parts), layers)
 
 
-def _finding(one: Finding[Any]) -> str:
-    facts = {name: value for name, value in one.to_dict().items() if value not in (None, "", [])}
+def _finding(finding: Finding[Any]) -> str:
+    facts = {name: value for name, value in finding.to_dict().items() if value not in (None, "", [])}
     return str(
-        fragment("notebook", "facts", one.place, one.decision, {n: _shown(v) for n, v in facts.items()})
+        fragment(
+            "notebook", "facts", finding.place, finding.decision, {n: _shown(v) for n, v in facts.items()}
+        )
     )
 
 
@@ -71,7 +73,7 @@ def _shown(value: Any) -> str:
 
 def _card(card: ScoreCard) -> str:
     figures = [component_figure(card), *readings_charts(card), eas_figure(card)]
-    figures += [layer_figure(one, card.curves) for one in FIGURES]
+    figures += [layer_figure(figure, card.curves) for figure in FIGURES]
     title = f"How suited: {counted(card.tokens, 'token')} of {counted(card.documents, 'document')}"
     return framed(title, fragment("notebook", "figures", title, figures, card.notes))
 
@@ -89,8 +91,8 @@ def _replay(result: ReplayResult) -> str:
     return framed(f"Replay of {result.policy}", replay_section(result), layers_of(result))
 
 
-def _generation(one: Generation) -> str:
-    return framed("A generated text", generation_section(one), one.layers)
+def _generation(generation: Generation) -> str:
+    return framed("A generated text", generation_section(generation), generation.layers)
 
 
 # By name: a page of results needs no torch, which a generation has.

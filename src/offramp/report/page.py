@@ -178,7 +178,7 @@ TRACED: Table[WorkloadResult] = Table(
         Column("Workload", lambda workload: workload.name),
         Column("Mode", lambda workload: workload.mode),
         Column("Documents", lambda workload: workload.card.documents),
-        Column("Left out", lambda one: sum(not doc.valid for doc in one.trace.documents)),
+        Column("Left out", lambda workload: sum(not doc.valid for doc in workload.trace.documents)),
         Column("Tokens", lambda workload: f"{workload.card.tokens:,}"),
         Column("Seconds", lambda workload: workload.seconds, partial(decimal, digits=1)),
         Column("Trace", lambda workload: workload.trace_folder),

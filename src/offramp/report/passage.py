@@ -162,37 +162,37 @@ def depth_plot(
     )
 
 
-def generation_section(one: Generation) -> Markup:
+def generation_section(generation: Generation) -> Markup:
     """The text, coloured by exit, where its tokens left, and what was run for them."""
     note = (
         "New tokens by the layer that they left after; the strip is the text's colour key. The first leaves "
-        f"after layer {one.layers}, since the prompt runs whole."
+        f"after layer {generation.layers}, since the prompt runs whole."
     )
-    new = counted(len(one.tokens), "new token")
+    new = counted(len(generation.tokens), "new token")
     return fragment(
         "notebook",
         "generation",
-        said=f"{new} after {one.prompt_tokens:,} of the prompt, {percent(one.skip_ratio)} of the layers "
-        f"skipped, ended by: {one.stopped}.",
-        problem=one.problem,
-        tokens=token_parts(one),
-        given=one.tokens != one.chosen,
-        left=left_figure(one.exits, one.layers, note, "executed"),
+        said=f"{new} after {generation.prompt_tokens:,} of the prompt, {percent(generation.skip_ratio)} of "
+        f"the layers skipped, ended by: {generation.stopped}.",
+        problem=generation.problem,
+        tokens=token_parts(generation),
+        given=generation.tokens != generation.chosen,
+        left=left_figure(generation.exits, generation.layers, note, "executed"),
     )
 
 
-def token_parts(one: Generation) -> list[tuple[Markup, str, str]]:
+def token_parts(generation: Generation) -> list[tuple[Markup, str, str]]:
     """Pieces of the text with their styles, and labels that say in words what a colour says.
 
     A token that completes no character is shown with the one that does.
     """
     parts = []
     for piece, token, chosen, exit in zip(
-        one.pieces, one.tokens, one.chosen, one.exits.tolist(), strict=True
+        generation.pieces, generation.tokens, generation.chosen, generation.exits.tolist(), strict=True
     ):
         if piece:
             other = token != chosen
-            label = f"{visible_piece(piece)}: left after layer {exit} of {one.layers}"
+            label = f"{visible_piece(piece)}: left after layer {exit} of {generation.layers}"
             label += "; the model chose another token" if other else ""
             parts.append((shown_piece(piece), f"t e{exit}{' other' if other else ''}", label))
     return parts

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
@@ -85,28 +86,31 @@ class Axis:
 
 @dataclass(frozen=True)
 class PlotSeries:
-    """One line or set of points: x, y, an interval, float64 [points]; NaN breaks it. colour, shape: 0 to 5.
-
-    style: the class of the line, "" for none. markers: how many points get one at most. radii: draws discs of
-    these sizes instead. stems: where a line from each point ends, in y. whiskers: draws the interval as a
-    line through each point instead of a band. said: what a pointer on each point
-    reads; its name and place if left out. labels: names that stand beside the points where there is room.
-    """
+    """One line or set of points, every curve float64 [points]; NaN breaks it."""
 
     name: str
     x: Curve
     y: Curve
     colour: int = 0
+    """0 to 5, as `shape`."""
     shape: int = 0
     low: Curve | None = None
+    """The lower end of the interval."""
     high: Curve | None = None
     style: str = "line"
+    """The class of the line, "" for none."""
     markers: int = 7
+    """How many points get one at most."""
     radii: Curve | None = None
+    """Draws discs of these sizes instead, in pixels."""
     stems: Curve | None = None
+    """Where a line from each point ends, in y."""
     whiskers: bool = False
+    """Draws the interval as a line through each point instead of a band."""
     said: Sequence[str] = ()
+    """What a pointer on each point reads; its name and place if left out."""
     labels: Sequence[str] = ()
+    """Names that stand beside the points where there is room."""
 
 
 @dataclass(frozen=True)
@@ -142,24 +146,36 @@ class PlotName:
 
 
 @dataclass(frozen=True)
-class Plot:
-    """What to draw.
-
-    overlaid: many lines of one kind, whose markers do not stand above each other and which the page's script
-    can dim. heading: a name within the drawing, for plots that stand side by side.
-    """
+class AnyPlot(ABC):
+    """What every plot has: what it shows, in words, and a class of the page's style."""
 
     title: str
     description: str
+    style: str = field(default="", kw_only=True)
+
+    @abstractmethod
+    def svg(self) -> Markup:
+        """The plot; "" if there is nothing to draw."""
+
+    def drawing(self, width: int, height: float, parts: Iterable[str]) -> Markup:
+        """Its parts as one drawing."""
+        return drawing(width, height, self.title, self.description, "".join(parts), style=self.style)
+
+
+@dataclass(frozen=True)
+class Plot(AnyPlot):
+    """Lines, points and boxes over two axes."""
+
     x: Axis
     y: Axis
     series: tuple[PlotSeries, ...] = ()
     boxes: tuple[Box, ...] = ()
     rules: tuple[ReferenceLine, ...] = ()
     size: Size = MEDIUM
-    style: str = ""
     overlaid: bool = False
+    """Many lines of one kind: markers do not stand above each other, and the page's script dims them."""
     heading: str = ""
+    """A name within the drawing, for plots that stand side by side."""
 
     def svg(self) -> Markup:
         """The plot; "" if there is nothing finite to draw."""
@@ -177,15 +193,13 @@ class Plot:
             at = (x if rule.axis == "x" else y)(rule.value)
             ends = (at, y.end, at, y.start) if rule.axis == "x" else (x.start, at, x.end, at)
             parts.append(line(*ends, "rule", said="" if name else rule.name))
-        for one in self.boxes:
-            left, top = x(one.left), y(one.top)
-            width, height = x(one.right) - left, y(one.bottom) - top
-            parts.append(box(left, top, width, height, style=one.style, said=one.said))
+        for area in self.boxes:
+            left, top = x(area.left), y(area.top)
+            width, height = x(area.right) - left, y(area.bottom) - top
+            parts.append(box(left, top, width, height, style=area.style, said=area.said))
         parts += [self._series(place, series, x, y) for place, series in enumerate(self.series)]
         parts += names  # last, so that no series crosses them out
-        return drawing(
-            size.width, size.height, self.title, self.description, "".join(parts), style=self.style
-        )
+        return self.drawing(size.width, size.height, parts)
 
     def legend(self) -> Markup:
         """The legend that goes with the plot."""
@@ -381,16 +395,17 @@ LONGEST, ROW_LETTER = 49, 6.3
 
 @dataclass(frozen=True)
 class Point:
-    """One figure. said: what a pointer on it reads. reach: the range that it can take, as a bracket.
-
-    colour: 0 to 5, None for that of the text. shape: as in `offramp.report.drawing.marker`.
-    """
+    """One figure with its interval."""
 
     figure: Estimate
     said: str
+    """What a pointer on it reads."""
     colour: int | None = 0
+    """0 to 5, None for that of the text."""
     shape: int = 0
+    """As in `offramp.report.drawing.marker`."""
     reach: tuple[float, float] | None = None
+    """The range that it can take, as a bracket."""
 
     @property
     def value(self) -> float:
@@ -400,8 +415,8 @@ class Point:
     @property
     def ends(self) -> list[float]:
         """What the axis has to hold."""
-        found = [self.value, self.figure.low, self.figure.high, *(self.reach or ())]
-        return [end for end in found if end is not None]
+        ends = [self.value, self.figure.low, self.figure.high, *(self.reach or ())]
+        return [end for end in ends if end is not None]
 
 
 @dataclass(frozen=True)
@@ -424,7 +439,7 @@ class Track:
     @property
     def ends(self) -> list[float]:
         """What the axis has to hold."""
-        return [end for one in self.points for end in one.ends] + [
+        return [end for point in self.points for end in point.ends] + [
             end for bar in self.bars for end in (bar.start, bar.end)
         ]
 
@@ -439,26 +454,24 @@ class PlotRow:
 
 
 @dataclass(frozen=True)
-class RowPlot:
-    """Rows on one axis, which is found if it is left out.
+class RowPlot(AnyPlot):
+    """Rows on one axis."""
 
-    rule: a value that all are held against, and its name. better: the side of it that is tinted. unit: said
-    below the axis. least_span: how far the axis reaches at least, so that what hardly differs does not look
-    different. include: values that the axis has to hold.
-    """
-
-    title: str
-    description: str
     rows: Sequence[PlotRow]
     axis: tuple[float, float] | None = None
+    """Its range, found if it is left out."""
     rule: tuple[float, str] | None = None
+    """A value that all are held against, and its name."""
     better: Literal["", "left", "right"] = ""
+    """The side of it that is tinted."""
     unit: str = ""
+    """Said below the axis."""
     number: NumberFormat = decimal
     ticks: int = 5
     least_span: float = 0.0
+    """How far the axis reaches at least, so that what hardly differs does not look different."""
     include: tuple[float, ...] = ()
-    style: str = ""
+    """Values that the axis has to hold."""
 
     def svg(self) -> Markup:
         """The plot; "" if no row has a track."""
@@ -475,8 +488,7 @@ class RowPlot:
                 y += STEP
             y += GAP
         foot = FOOT + (14 if self.unit else 0)
-        content = "".join(self._axis(scale, y)) + "".join(parts)
-        return drawing(WIDTH, round(y + foot), self.title, self.description, content, style=self.style)
+        return self.drawing(WIDTH, round(y + foot), [*self._axis(scale, y), *parts])
 
     @property
     def top(self) -> int:

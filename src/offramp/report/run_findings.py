@@ -111,7 +111,7 @@ def _decoding(run: RunResult, call: RunCall) -> NextStep | None:
 def _more_text(run: RunResult, call: RunCall) -> NextStep | None:
     """More of the text where too little was traced to judge it, or a looser floor than any that was asked for
     if its documents could certify that; else a text of more documents."""
-    few = [one for one in main_findings(run) if one.decision == TOO_FEW]
+    few = [finding for finding in main_findings(run) if finding.decision == TOO_FEW]
     if not few:
         return None
     text, verdict = few[0].workload, few[0].detail
@@ -147,7 +147,7 @@ def _more_text(run: RunResult, call: RunCall) -> NextStep | None:
 
 def _trained_exits(run: RunResult, call: RunCall) -> NextStep | None:
     """Exits that are trained, where those that the model comes with were refused."""
-    refused = all(one.decision == "does not pay" for one in main_findings(run))
+    refused = all(finding.decision == "does not pay" for finding in main_findings(run))
     if not refused or run.training is not None or run.layers < 4 or call.model is None:
         return None
     workload = max(run.workloads, key=lambda one: one.card.representation.value or 0.0)

@@ -13,7 +13,6 @@ from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import DamagedFileError
 from offramp.files import safe_name
-from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
 from offramp.kit.defaults import BYTES, LOCAL
 from offramp.kit.typed import from_json
@@ -92,7 +91,11 @@ class RunReader:
             command=started.command_in(self.folder.path),
             hardware=_hardware(machine, rows),
             heads=summarised_heads(
-                [self.heads(task) for _, task in self.tasks("heads") if self._is_done(task)]
+                [
+                    read_heads(self.heads_path(task))
+                    for _, task in self.tasks("heads")
+                    if self.folder.is_done(task)
+                ]
             ),
             decoding=tuple(decoded.values()),
             not_decoded=not_decoded,
@@ -127,24 +130,20 @@ class RunReader:
                 if "heads" in trace.needs:
                     yield cell.workload, self.plan.tasks[trace.needs["heads"]]
 
-    def heads(self, task: Task) -> ExitHeads:
-        """The exit heads that a task left."""
-        return read_heads(self.heads_path(task))
-
     def _training(self) -> Training | None:
         """What training the exits took; the heads of all texts are the same where they were trained."""
         paths = (self.folder.task_folder(task) / TRAINING for _, task in self.tasks("heads"))
         return next((TRAINING_COST.read(path) for path in paths if path.is_file()), None)
 
     def heads_path(self, task: Task) -> Path:
-        """Where they lie."""
+        """Where the exit heads of a task lie."""
         return self.folder.task_folder(task) / HEADS
 
     def answers(self, workload: str) -> TunedAnswers:
         """The tuner's answers on a workload, none as long as there are none."""
         for kind in (CertifyWork, TuneWork):
             for name, task in self.tasks(kind.kind):
-                if name == workload and self._is_done(task):
+                if name == workload and self.folder.is_done(task):
                     return self.folder.result(kind, task)
         return TunedAnswers(())
 
@@ -153,19 +152,20 @@ class RunReader:
         kinds: tuple[type[Work[Any]], ...] = (DecodeWork, CertifyWork, TuneWork, LeagueWork)
         for kind in kinds:
             for name, task in self.tasks(kind.kind):
-                if name == workload and self._is_done(task):
+                if name == workload and self.folder.is_done(task):
                     decided: tuple[Verdict, ...] = self.folder.result(kind, task).verdicts
                     return decided
         return ()
 
-    def _is_done(self, task: Task) -> bool:
-        return self.folder.is_done(task)
-
     def _rows(self) -> Iterator[StudyCell]:
         """The cells of scores whose ranking is done too."""
-        ranked = {name for name, task in self.tasks("league") if self._is_done(task)}
+        ranked = {name for name, task in self.tasks("league") if self.folder.is_done(task)}
         for cell in self.plan.cells:
-            if cell.kind == "score" and cell.workload in ranked and self._is_done(self.plan.tasks[cell.task]):
+            if (
+                cell.kind == "score"
+                and cell.workload in ranked
+                and self.folder.is_done(self.plan.tasks[cell.task])
+            ):
                 yield cell
 
     # --- parts
@@ -224,7 +224,7 @@ class RunReader:
     def _model(self) -> TracedModel | None:
         """The model as its first trace has it, None before there is one."""
         for _, task in self.tasks("trace"):
-            if self._is_done(task):
+            if self.folder.is_done(task):
                 return self.folder.result(TraceWork, task)
         return None
 
@@ -238,7 +238,7 @@ class RunReader:
     def timings(self) -> TimingsProfile | None:
         """Of this machine; None while there are none that are fit to decide."""
         profiles = (task for task in self.plan.tasks.values() if task.kind == "profile")
-        done = next((task for task in profiles if self._is_done(task)), None)
+        done = next((task for task in profiles if self.folder.is_done(task)), None)
         profile = None if done is None else profile_in(self.folder.task_folder(done))
         return None if profile is None or profile.unfit is not None else profile
 
@@ -266,7 +266,7 @@ class RunReader:
         return self.plan.unavailable.get(LOCAL) or next(iter(not_decoded.values()), "nothing was decoded yet")
 
     def _decoded(self, workload: str, task: Task, finished: Mapping[str, Event]) -> Decoded | None:
-        if not self._is_done(task):
+        if not self.folder.is_done(task):
             return None
         decoding = self.folder.result(DecodeWork, task)
         if isinstance(decoding, NothingDecoded):
@@ -284,10 +284,10 @@ class RunReader:
             if name in decoded:
                 continue
             if name not in asked:
-                found[name] = self.plan.unavailable.get(LOCAL, NOT_ASKED) if self._streamed else NOT_ASKED
+                found[name] = self.plan.unavailable.get(LOCAL, NOT_ASKED) if self.study.large else NOT_ASKED
             elif (failure := self.folder.failure(asked[name])) is not None:
                 found[name] = failure.what
-            elif self._is_done(asked[name]):
+            elif self.folder.is_done(asked[name]):
                 left = self.folder.result(DecodeWork, asked[name])
                 assert isinstance(left, NothingDecoded)  # or it is among what was decoded
                 found[name] = left.why_nothing
@@ -295,10 +295,6 @@ class RunReader:
             **found,
             **{name: why for name, why in self.plan.unavailable.items() if name not in (LOCAL, OWN)},
         }
-
-    @property
-    def _streamed(self) -> bool:
-        return self.study.large is not None
 
     def _combined(self, model: TracedModel | None) -> CombineResult | None:
         """What `offramp bench --combine` left in the folder; None without it, or if it is of another model.

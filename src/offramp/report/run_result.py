@@ -33,32 +33,29 @@ from offramp.workloads.workload import Mode
 
 @dataclass(frozen=True)
 class ClassifierQuality:
-    """How well a classifier does on documents that fitting did not see.
-
-    exits: that have one. better_than_chance: at how many of them it is. auroc: their median, None where it is
-    undefined.
-    """
+    """How well a classifier does on documents that fitting did not see."""
 
     exits: Whole
+    """That have one."""
     better_than_chance: Whole
+    """At how many of them it is."""
     auroc: Proportion | None
+    """Their median, None where it is undefined."""
 
 
 @dataclass(frozen=True)
 class HeadsSummary:
-    """What was fitted on documents of its own, or imported: of several texts' the least that holds for each.
-
-    reading: what exits are read through, in words, nothing where it is the model's own head. lens_explained:
-    mean share of the last state's variance that a lens explains on held-out documents, None if not known.
-    imported: whether others trained them.
-    """
+    """What was fitted on documents of its own, or imported; of several texts the least that holds of each."""
 
     documents: Whole
     exits: Whole
     reading: tuple[str, ...]
+    """What exits are read through, in words, nothing where it is the model's own head."""
     lens_explained: float | None
+    """Mean share of the last state's variance that a lens explains on held-out documents; None: not known."""
     classifiers: Mapping[str, ClassifierQuality]
     imported: bool = False
+    """Whether others trained them."""
 
 
 def summarised_heads(several: Sequence[ExitHeads]) -> HeadsSummary | None:
@@ -95,12 +92,7 @@ def _median(values: NDArray[np.float64]) -> float | None:
 
 @dataclass(frozen=True)
 class WorkloadResult:
-    """Everything known about one workload.
-
-    seconds: wall time of tracing and scoring it. league: families of policies at every floor, in any order.
-    tuned: the tuner's answer, one per floor tried. machines: the best policy on other machines and batch
-    sizes. break_even: what would have to change for a policy to pay.
-    """
+    """Everything known about one workload."""
 
     name: str
     mode: Mode
@@ -112,10 +104,15 @@ class WorkloadResult:
     notes: tuple[str, ...]
     trace_folder: str
     seconds: float
+    """Wall time of tracing and scoring it."""
     league: tuple[RankedPolicy, ...] = ()
+    """Families of policies at every floor, in any order."""
     tuned: tuple[Tuned, ...] = ()
+    """The tuner's answer, one per floor tried."""
     machines: tuple[MachineAnswer, ...] = ()
+    """The best policy on other machines and batch sizes."""
     break_even: tuple[BreakEven, ...] = ()
+    """What would have to change for a policy to pay."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +171,6 @@ class RunProgress:
 class PriceList:
     """What a machine charges for one token at batch 1.
 
-    costs: in seconds. self_check_ratio: predicted over measured seconds of plain decoding. threads, load:
-    when it was measured. note: how the timings were come by, None where nothing needs to be said.
-
     Raises InputError for costs in another unit, or of a step of several sequences.
     """
 
@@ -193,10 +187,14 @@ class PriceList:
     name: str
     source: str
     costs: TokenCosts
+    """In seconds."""
     self_check_ratio: float | None = None
+    """Predicted over measured seconds of plain decoding."""
     threads: Count | None = None
+    """When it was measured, as `load`."""
     load: float | None = None
     note: str | None = None
+    """How the timings were come by, None where nothing needs to be said."""
 
     def __post_init__(self) -> None:
         if self.costs.unit != "seconds" or self.costs.batch != 1:
@@ -240,32 +238,32 @@ class PriceList:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run of `offramp run`.
-
-    provenance: JSON values by name (versions, fingerprints, machine, date); shown in this order. The names
-    model, layers, command and workloads are the summary's own and are replaced there.
-    plain_seconds_per_token: measured, of plain decoding; None if it was not timed. command: the command line
-    that repeats the run. hardware: the machine that speed is predicted for; None if no profile was at hand.
-    heads: None if nothing was fitted.
-    decoding: what was decoded for real, one per workload. not_decoded: by workload, why nothing was, or not
-    all of it. progress: how far the run had come; None when it is over.
-    combined: what `offramp bench --combine` left in the run's folder, None without it. training: of the
-    exits, None if none were trained.
-    """
+    """One run of `offramp run`."""
 
     model_name: str
     layers: int
     workloads: tuple[WorkloadResult, ...]
     provenance: Mapping[str, Any]
+    """JSON values by name (versions, fingerprints, machine, date), shown in this order. The names model,
+    layers, command and workloads are the summary's own and are replaced there."""
     plain_seconds_per_token: Timing | None
+    """Measured, of plain decoding; None if it was not timed."""
     command: str
+    """The command line that repeats the run."""
     hardware: PriceList | None = None
+    """The machine that speed is predicted for; None if no profile was at hand."""
     heads: HeadsSummary | None = None
+    """None if nothing was fitted."""
     decoding: tuple[Decoded, ...] = ()
+    """What was decoded for real, one per workload."""
     not_decoded: Mapping[str, str] = field(default_factory=dict)
+    """By workload, why nothing was, or not all of it."""
     progress: RunProgress | None = None
+    """How far the run had come; None when it is over."""
     combined: CombineResult | None = None
+    """What `offramp bench --combine` left in the run's folder, None without it."""
     training: Training | None = None
+    """Of the exits, None if none were trained."""
     call: RunCall | None = None
     """What it was asked for, which further commands follow from; None of an older run."""
     folder: str = ""

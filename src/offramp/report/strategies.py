@@ -27,10 +27,10 @@ def fastest(strategies: Iterable[StrategyResult]) -> StrategyResult | None:
     agreement does not lie wholly below the floor.
     """
     known = [
-        one
-        for one in strategies
-        if one.reachable and one.net_speedup.value is not None and not one.plain
-        if floor_kept(one) in ("kept", "perhaps")
+        strategy
+        for strategy in strategies
+        if strategy.reachable and strategy.net_speedup.value is not None and not strategy.plain
+        if floor_kept(strategy) in ("kept", "perhaps")
     ]
     return max(known, key=lambda one: (floor_kept(one) == "kept", one.net_speedup.value or 0.0), default=None)
 
@@ -39,13 +39,13 @@ FLOORS_KEPT = ("kept", "perhaps", "not asked", "missed")
 """How a strategy may stand to its floor, the best first."""
 
 
-def floor_kept(one: StrategyResult) -> str:
+def floor_kept(strategy: StrategyResult) -> str:
     """How a strategy stands to its floor, of `FLOORS_KEPT`.
 
     "perhaps": agreement is below it, but its interval is not, or agreement is not known. Without an interval
     agreement itself must reach the floor. Floors of another kind were checked where the strategy was chosen.
     """
-    floor, agreement = one.floor, one.agreement
+    floor, agreement = strategy.floor, strategy.agreement
     if floor is None:
         return "not asked"
     if floor.kind != "agreement":
@@ -60,22 +60,22 @@ def floor_kept(one: StrategyResult) -> str:
 def believed(strategies: Sequence[StrategyResult]) -> list[StrategyResult]:
     """What was measured in decoding, without a defect."""
     return [
-        one
-        for one in strategies
-        if one.basis == "measured" and not one.defect and one.net_speedup.value is not None
+        strategy
+        for strategy in strategies
+        if strategy.basis == "measured" and not strategy.defect and strategy.net_speedup.value is not None
     ]
 
 
 def decoded_for_real(strategies: Sequence[StrategyResult]) -> list[StrategyResult]:
     """Policies that were decoded for real, with a defect or without; plain decoding is none."""
-    return [one for one in strategies if one.basis == "measured" and not one.plain]
+    return [strategy for strategy in strategies if strategy.basis == "measured" and not strategy.plain]
 
 
 def why_no_answer(strategies: Sequence[StrategyResult]) -> str:
     """How many of the policies decoded for real are no answer, and why: "3 below their floor"."""
     all_decoded = decoded_for_real(strategies)
     known = believed(all_decoded)
-    broken = sum(one.defect for one in all_decoded)
+    broken = sum(strategy.defect for strategy in all_decoded)
     missed = sum(floor_kept(one) == "missed" for one in known)
     silent = len(all_decoded) - broken - len(known)
     reasons = {"with a defect": broken, "below their floor": missed, "without a speed": silent}
@@ -84,7 +84,7 @@ def why_no_answer(strategies: Sequence[StrategyResult]) -> str:
 
 def replayed(strategies: Sequence[StrategyResult]) -> list[StrategyResult]:
     """What was predicted by replay."""
-    return [one for one in strategies if one.basis == "predicted"]
+    return [strategy for strategy in strategies if strategy.basis == "predicted"]
 
 
 @dataclass(frozen=True)
@@ -108,39 +108,41 @@ class Paired:
         What has a defect has no speed.
         """
         both = [one for one in (self.predicted, self.measured) if one is not None and not one.defect]
-        known = [one.net_speedup.value for one in both if one.net_speedup.value is not None]
+        known = [strategy.net_speedup.value for strategy in both if strategy.net_speedup.value is not None]
         place = FLOORS_KEPT.index(floor_kept(self.shown))
         return (not self.shown.reachable, place, not known, -known[0] if known else 0.0)
 
 
 def beside(strategies: Sequence[StrategyResult]) -> list[Paired]:
     """Each prediction with the measurement of the same policy in the same place; what has no other, alone."""
-    measured = [one for one in strategies if one.basis == "measured"]
+    measured = [strategy for strategy in strategies if strategy.basis == "measured"]
     by_key: dict[tuple[object, ...], list[int]] = {}
     for place, one in enumerate(measured):
         by_key.setdefault(_key(one), []).append(place)
     used: set[int] = set()
     found = []
-    for one in strategies:
-        if one.basis == "measured":
+    for strategy in strategies:
+        if strategy.basis == "measured":
             continue
-        match = next((p for p in by_key.get(_key(one), ()) if measured[p].floor in (None, one.floor)), None)
+        match = next(
+            (p for p in by_key.get(_key(strategy), ()) if measured[p].floor in (None, strategy.floor)), None
+        )
         if match is not None:
             used.add(match)
-        found.append(Paired(one, None if match is None else measured[match]))
+        found.append(Paired(strategy, None if match is None else measured[match]))
     found += [Paired(None, one) for place, one in enumerate(measured) if place not in used]
     return found
 
 
-def _key(one: StrategyResult) -> tuple[object, ...]:
-    return (one.place, one.policy, one.kv)
+def _key(strategy: StrategyResult) -> tuple[object, ...]:
+    return (strategy.place, strategy.policy, strategy.kv)
 
 
-def floor_note(one: StrategyResult) -> str:
+def floor_note(strategy: StrategyResult) -> str:
     """That a strategy misses its floor, or may; "" if it keeps it, or none was asked."""
-    if floor_kept(one) == "missed":
+    if floor_kept(strategy) == "missed":
         return "misses the floor"
-    below = floor_kept(one) == "perhaps" and one.agreement.value is not None
+    below = floor_kept(strategy) == "perhaps" and strategy.agreement.value is not None
     return "below the floor, perhaps by chance" if below else ""
 
 
@@ -207,7 +209,7 @@ def _basis_cell(standing: Paired) -> Cell:
 def _time_cell(standing: Paired) -> Cell:
     """Seconds per token, the measured ones below the predicted ones."""
     both = (standing.predicted, standing.measured)
-    predicted, measured = (None if one is None else one.seconds_per_token for one in both)
+    predicted, measured = (None if strategy is None else strategy.seconds_per_token for strategy in both)
     seconds = measured if predicted is None else predicted
     if seconds is None:
         return Cell(NOTHING)
@@ -284,7 +286,10 @@ STRATEGIES: Table[Paired] = Table(
 
 def apart(strategies: Sequence[StrategyResult]) -> list[Paired]:
     """Each strategy alone, as data have them."""
-    return [Paired(one, None) if one.basis == "predicted" else Paired(None, one) for one in strategies]
+    return [
+        Paired(strategy, None) if strategy.basis == "predicted" else Paired(None, strategy)
+        for strategy in strategies
+    ]
 
 
 def strategies_section(comparison: Comparison) -> Markup:
@@ -292,7 +297,7 @@ def strategies_section(comparison: Comparison) -> Markup:
     if not comparison.strategies:
         return Markup()
     standings = sorted(beside(comparison.strategies), key=lambda standing: standing.rank)
-    notes = reasons([one.net_speedup for one in comparison.strategies])
+    notes = reasons([strategy.net_speedup for strategy in comparison.strategies])
     families = families_table(comparison.strategies)
     return fragment("comparison", "strategies", families, STRATEGIES.html(standings), notes)
 
@@ -320,17 +325,17 @@ class Family:
     @property
     def speeds(self) -> list[float]:
         """Their net speeds."""
-        return [_speed(one) for one in self.strategies]
+        return [_speed(strategy) for strategy in self.strategies]
 
     @property
     def oracle(self) -> bool:
         """Whether nobody can follow it."""
-        return not any(one.reachable for one in self.strategies)
+        return not any(strategy.reachable for strategy in self.strategies)
 
     @property
     def missed(self) -> int:
         """How often it misses the floor."""
-        return sum(floor_kept(one) == "missed" for one in self.strategies)
+        return sum(floor_kept(strategy) == "missed" for strategy in self.strategies)
 
     @property
     def rank(self) -> tuple[object, ...]:
@@ -341,7 +346,7 @@ class Family:
 
     def median_on(self, workload: str) -> float | None:
         """The median net speed on a workload, None where it was not tried."""
-        speeds = [_speed(one) for one in self.strategies if one.place.workload == workload]
+        speeds = [_speed(strategy) for strategy in self.strategies if strategy.place.workload == workload]
         return statistics.median(speeds) if speeds else None
 
 
@@ -364,9 +369,13 @@ def _range_cell(family: Family) -> Cell:
 
 def families_table(strategies: Sequence[StrategyResult]) -> Markup:
     """Each family's predicted speed at a floor on a machine: how often it wins, medians, by workload."""
-    predicted = [one for one in strategies if one.basis == "predicted" and one.net_speedup.value is not None]
-    workloads = distinct([one.place.workload for one in predicted])
-    if len(distinct([one.family for one in predicted])) < 2:
+    predicted = [
+        strategy
+        for strategy in strategies
+        if strategy.basis == "predicted" and strategy.net_speedup.value is not None
+    ]
+    workloads = distinct([strategy.place.workload for strategy in predicted])
+    if len(distinct([strategy.family for strategy in predicted])) < 2:
         return Markup()
     shown = workloads if 1 < len(workloads) <= MOST_WORKLOADS else []
     columns: tuple[Column[Family], ...] = (
@@ -400,25 +409,27 @@ def families_of(predicted: Sequence[StrategyResult]) -> list[Family]:
     floor."""
     groups: dict[tuple[str, Floor | None, str], list[StrategyResult]] = {}
     fastest: dict[tuple[object, ...], float] = {}
-    for one in predicted:
-        groups.setdefault((one.place.machine, one.floor, one.family), []).append(one)
-        if _keeps(one):
-            fastest[one.place, one.floor] = max(fastest.get((one.place, one.floor), 0.0), _speed(one))
+    for strategy in predicted:
+        groups.setdefault((strategy.place.machine, strategy.floor, strategy.family), []).append(strategy)
+        if _keeps(strategy):
+            fastest[strategy.place, strategy.floor] = max(
+                fastest.get((strategy.place, strategy.floor), 0.0), _speed(strategy)
+            )
     return [
         Family(
             name,
             machine,
             floor,
             tuple(here),
-            sum(_keeps(one) and _speed(one) >= fastest[one.place, one.floor] for one in here),
+            sum(_keeps(saving) and _speed(saving) >= fastest[saving.place, saving.floor] for saving in here),
         )
         for (machine, floor, name), here in groups.items()
     ]
 
 
-def _keeps(one: StrategyResult) -> bool:
-    return one.reachable and floor_kept(one) == "kept"
+def _keeps(strategy: StrategyResult) -> bool:
+    return strategy.reachable and floor_kept(strategy) == "kept"
 
 
-def _speed(one: StrategyResult) -> float:
-    return one.net_speedup.value or 0.0
+def _speed(strategy: StrategyResult) -> float:
+    return strategy.net_speedup.value or 0.0

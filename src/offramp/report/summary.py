@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -15,6 +15,7 @@ from offramp.kit.typed import finite_json
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.frontier import Frontier
 from offramp.report.combined import advice
+from offramp.report.curves import spread
 from offramp.report.findings import OverallDecision, run_decision
 from offramp.report.run_result import Decoded, HeadsSummary, PriceList, RunResult, WorkloadResult
 from offramp.report.sections.first_screen import policy_of
@@ -36,7 +37,6 @@ BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100
 Result = TypeVar("Result")
-Point = TypeVar("Point")
 Text = Annotated[str, MinLen(1)]
 
 
@@ -268,13 +268,6 @@ def shown_tuned(tuned: Tuned) -> Tuned:
         workload={},
         provenance={},
     )
-
-
-def spread(points: Sequence[Point], count: int) -> list[Point]:
-    """At most `count` of the points, evenly spaced in their order, both ends kept."""
-    if len(points) <= count:
-        return list(points)
-    return [points[round(place)] for place in np.linspace(0, len(points) - 1, count)]
 
 
 def predicted_of(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> Predicted:

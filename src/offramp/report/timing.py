@@ -79,12 +79,12 @@ def contender_answer(contender: Contender, worth: float) -> str:
     return f"unresolved at ± {percent(resolution)}"
 
 
-def with_interval(found: Timed | None, number: NumberFormat, *below: str) -> Cell:
+def with_interval(timed: Timed | None, number: NumberFormat, *below: str) -> Cell:
     """A figure of a timing with its interval below it; below: further lines."""
-    if found is None or found.value is None:
+    if timed is None or timed.value is None:
         return Cell(NOTHING)
-    value = Estimate(found.value, found.low, found.high)
-    return Cell(number(found.value), below=(limits_of(found, number), *below), value=value)
+    value = Estimate(timed.value, timed.low, timed.high)
+    return Cell(number(timed.value), below=(limits_of(timed, number), *below), value=value)
 
 
 def circumstances_text(result: BenchResult | CombineResult) -> str:
@@ -221,25 +221,26 @@ PLAIN, PEER = "plain", "peer"
 
 @dataclass(frozen=True)
 class KeptOfDocuments:
-    """What a policy kept of texts that it generated for a certificate. documents: how many of them."""
+    """What a policy kept of texts that it generated for a certificate."""
 
     kept: Estimate[float]
     documents: int
+    """How many texts these are."""
     certified: float | None
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to decode a text.
-
-    timed: None of a policy that was decoded, and not timed. decoded: the policy, None of a way without one.
-    floor: that it was chosen for. judged: on documents decoded for a certificate, None if on none.
-    """
+    """One way to decode a text."""
 
     timed: Contender | None
+    """None of a policy that was decoded, and not timed."""
     decoded: DecodedChoice | Candidate | None = None
+    """The policy, None of a way without one."""
     floor: float | None = None
+    """That it was chosen for."""
     judged: KeptOfDocuments | None = None
+    """On documents decoded for a certificate, None if on none."""
 
     @property
     def name(self) -> str:
@@ -312,27 +313,27 @@ def ways_of(decoded: Decoded | None, workload: WorkloadResult | None) -> list[Wa
     found = [] if decoded is None else _timed(decoded, workload)
     known = {(one.policy, one.kv) for one in found}
     for tuned in () if workload is None else workload.tuned:
-        for one in tuned.candidates:
-            if one.executed is not None and (one.policy, one.kv) not in known:
-                known.add((one.policy, one.kv))
-                found.append(Way(None, one, tuned.floor.value, judged_of(workload, one)))
+        for candidate in tuned.candidates:
+            if candidate.executed is not None and (candidate.policy, candidate.kv) not in known:
+                known.add((candidate.policy, candidate.kv))
+                found.append(Way(None, candidate, tuned.floor.value, judged_of(workload, candidate)))
     return sorted(found, key=lambda one: (one.misses, -_value(one)))
 
 
-def _value(one: Way) -> float:
-    return 0.0 if one.speed is None else one.speed.value
+def _value(way: Way) -> float:
+    return 0.0 if way.speed is None else way.speed.value
 
 
 def _timed(decoded: Decoded, workload: WorkloadResult | None) -> list[Way]:
     found, choices = [], {choice.contender: choice for choice in decoded.policies}
-    for one in decoded.bench.contenders:
-        choice = choices.get(one.name)
-        if one.ratio is None:
+    for contender in decoded.bench.contenders:
+        choice = choices.get(contender.name)
+        if contender.ratio is None:
             continue
         if choice is not None:
-            found.append(Way(one, choice, choice.floor, judged_of(workload, choice)))
-        elif one.role == PEER or one.without_exits:
-            found.append(Way(one))
+            found.append(Way(contender, choice, choice.floor, judged_of(workload, choice)))
+        elif contender.role == PEER or contender.without_exits:
+            found.append(Way(contender))
     return found
 
 
@@ -347,11 +348,11 @@ def judged_of(workload: WorkloadResult | None, policy: DecodedChoice | Candidate
         if certificate is not None and kept is not None and kept.value is not None:
             documents = certificate.stopped_after or certificate.documents
             return KeptOfDocuments(Estimate(kept.value, kept.low, kept.high), documents, verdict.floor)
-    candidates = [one for tuned in workload.tuned for one in tuned.candidates]
+    candidates = [candidate for tuned in workload.tuned for candidate in tuned.candidates]
     tried = [
-        KeptOfDocuments(Estimate(one.executed), one.documents, None)
-        for one in candidates
-        if (one.policy, one.kv) == same and one.executed is not None
+        KeptOfDocuments(Estimate(candidate.executed), candidate.documents, None)
+        for candidate in candidates
+        if (candidate.policy, candidate.kv) == same and candidate.executed is not None
     ]
     return max(tried, key=lambda judged: judged.documents, default=None)
 
@@ -361,25 +362,37 @@ def best_without_exits(ways: Sequence[Way], floor: float, named: str = "") -> Wa
 
     named: the one that a verdict is decided over, where it says which.
     """
-    timed = [one for one in ways if one.timed is not None and not one.exits]
-    decisive = [one for one in timed if one.timed is not None and one.timed.name == named]
-    keeping = [one for one in timed if not one.unsure and (one.kept is None or one.kept.value >= floor)]
+    timed = [way for way in ways if way.timed is not None and not way.exits]
+    decisive = [
+        combination
+        for combination in timed
+        if combination.timed is not None and combination.timed.name == named
+    ]
+    keeping = [
+        combination
+        for combination in timed
+        if not combination.unsure and (combination.kept is None or combination.kept.value >= floor)
+    ]
     return max(decisive or keeping, key=_value, default=None)
 
 
-def kept_text(one: Way) -> str:
+def kept_text(way: Way) -> str:
     """What it keeps, and on what that rests: documents of a certificate and prompts of a timing are two."""
-    if one.judged is not None:
-        found = one.judged
+    if way.judged is not None:
+        found = way.judged
         held = "" if found.certified is None else f", certified ≥ {whole_percent(found.certified)}"
         return f"{estimate_text(found.kept, percent)} of {counted(found.documents, 'document')}{held}"
-    if one.policy is None and one.kept is not None and one.kept.value == 1.0:
+    if way.policy is None and way.kept is not None and way.kept.value == 1.0:
         return "100 %, lossless"
-    return "not judged" if one.kept is None else f"{estimate_text(one.kept, percent)} of the timed prompts"
+    return "not judged" if way.kept is None else f"{estimate_text(way.kept, percent)} of the timed prompts"
 
 
 def ways_by_text(run: RunResult) -> dict[str, list[Way]]:
     """`ways_of` every text of a run that has any."""
-    found = {one.name: ways_of(run.decoded(one.name), one) for one in run.workloads}
-    found |= {one.workload: ways_of(one, None) for one in run.decoding if one.workload not in found}
-    return {name: ways for name, ways in found.items() if ways}
+    by_text = {workload.name: ways_of(run.decoded(workload.name), workload) for workload in run.workloads}
+    by_text |= {
+        decoded.workload: ways_of(decoded, None)
+        for decoded in run.decoding
+        if decoded.workload not in by_text
+    }
+    return {name: ways for name, ways in by_text.items() if ways}

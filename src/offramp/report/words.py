@@ -72,62 +72,63 @@ def headline(run: RunResult) -> str:
 
 def short_answer(run: RunResult) -> str:
     """The decision alone, in a sentence that can be read at a glance."""
-    found, decision = main_findings(run), run_decision(run)
+    findings, decision = main_findings(run), run_decision(run)
     if decision == "depends on the text":
-        return mixed_sentence(run.model_name, found, figures=False)
-    if not found:
+        return mixed_sentence(run.model_name, findings, figures=False)
+    if not findings:
         return f"There is no verdict for {run.model_name}{'' if run.progress is None else ' yet'}."
-    texts = listed([one.workload for one in found])
-    answer = WORDS[found[0].detail.decision].answer
-    return f"{answer} for {run.model_name} on {texts} at {whole_percent(found[0].detail.floor)} agreement."
+    texts = listed([finding.workload for finding in findings])
+    answer = WORDS[findings[0].detail.decision].answer
+    return f"{answer} for {run.model_name} on {texts} at {whole_percent(findings[0].detail.floor)} agreement."
 
 
-def mixed_sentence(model: str, found: Sequence[Finding[Verdict]], *, figures: bool) -> str:
+def mixed_sentence(model: str, findings: Sequence[Finding[Verdict]], *, figures: bool) -> str:
     """One sentence for workloads that differ, with or without each one's figures."""
     parts = []
     for decision, words in WORDS.items():
         texts = [
-            f"{one.workload} ({short_figures(one.detail)})" if figures else one.workload
-            for one in found
-            if one.decision == decision
+            f"{finding.workload} ({short_figures(finding.detail)})" if figures else finding.workload
+            for finding in findings
+            if finding.decision == decision
         ]
         if texts:
             parts.append(f"{words.on} {listed(texts)}")
-    return f"For {model} at {whole_percent(found[0].detail.floor)} agreement, early exit {listed(parts)}."
+    return f"For {model} at {whole_percent(findings[0].detail.floor)} agreement, early exit {listed(parts)}."
 
 
 def grounds_of(run: RunResult) -> str:
     """What the short answer rests on: the figures, a sentence without a capital; "" if there are none yet."""
-    found = main_findings(run)
+    findings = main_findings(run)
     match run_decision(run):
         case "undefined":
             return "no policy could be judged on these workloads." if run.progress is None else ""
         case "depends on the text":
-            return f"{'; '.join(f'{one.workload}: {short_figures(one.detail)}' for one in found)}."
+            said = (f"{finding.workload}: {short_figures(finding.detail)}" for finding in findings)
+            return f"{'; '.join(said)}."
         case "does not pay":
-            return f"{_refusal(found)}."
+            return f"{_refusal(findings)}."
         case "pays":
             # The weakest text's figures, so that the sentence holds for all.
-            weakest = min(found, key=lambda one: one.speedup)
-            even = f"even on {weakest.workload}, the weakest of them, " if len(found) > 1 else ""
+            weakest = min(findings, key=lambda finding: finding.speedup)
+            even = f"even on {weakest.workload}, the weakest of them, " if len(findings) > 1 else ""
             return f"it {even}{_figures(weakest.detail)}."
         case _:
-            return f"{_doubt(found)}."
+            return f"{_doubt(findings)}."
 
 
-def _refusal(found: Sequence[Finding[Verdict]]) -> str:
+def _refusal(findings: Sequence[Finding[Verdict]]) -> str:
     """Why it does not pay: what was tried on the best text, or that nothing was worth a try."""
-    first = _best(found)
+    first = _best(findings)
     verdict = first.detail
     if verdict.tried is not None and verdict.tried.executed is not None:
         # What was refused for its agreement says so; its speed decides nothing.
-        where = f", on {first.workload}," if len(found) > 1 else ""
+        where = f", on {first.workload}," if len(findings) > 1 else ""
         cautious = "the most cautious policy that could gain enough"
         which = cautious if verdict.standing == "refuted" else "what was tried"
         return f"{which}{where} {_figures(verdict)}"
     if verdict.speed is not None:
-        return f"{_which(first, found)} {_figures(verdict)}"
-    if all(one.detail.standing in ("nothing could pay", "nothing faster") for one in found):
+        return f"{_which(first, findings)} {_figures(verdict)}"
+    if all(finding.detail.standing in ("nothing could pay", "nothing faster") for finding in findings):
         searched, over = "that was searched", " over the best decoder without exits"
     else:
         searched, over = "replayed on the measurement,", "; nothing was decoded"
@@ -135,22 +136,22 @@ def _refusal(found: Sequence[Finding[Verdict]]) -> str:
     return f"{policy} {searched} is predicted to gain {percent(verdict.worth, 0)}{over}"
 
 
-def _doubt(found: Sequence[Finding[Verdict]]) -> str:
+def _doubt(findings: Sequence[Finding[Verdict]]) -> str:
     """What keeps the answer open, and what would settle it."""
-    first = _best(found)
+    first = _best(findings)
     verdict = first.detail
-    said = f"{_which(first, found)} {_figures(verdict)}" if verdict.speed else "nothing was decoded"
+    said = f"{_which(first, findings)} {_figures(verdict)}" if verdict.speed else "nothing was decoded"
     return said + (f"; {missing_words(verdict)}" if verdict.missing else "")
 
 
-def _best(found: Sequence[Finding[Verdict]]) -> Finding[Verdict]:
+def _best(findings: Sequence[Finding[Verdict]]) -> Finding[Verdict]:
     """The text with the largest speed: of a certified policy where there is one, else of a tried one."""
-    return max(found, key=lambda one: (one.certified == "executed", one.speedup))
+    return max(findings, key=lambda finding: (finding.certified == "executed", finding.speedup))
 
 
-def _which(first: Finding[Verdict], found: Sequence[Finding[Verdict]]) -> str:
+def _which(first: Finding[Verdict], findings: Sequence[Finding[Verdict]]) -> str:
     """The best text's policy, before what it does."""
-    return f"the best, on {first.workload}," if len(found) > 1 else "the best policy"
+    return f"the best, on {first.workload}," if len(findings) > 1 else "the best policy"
 
 
 # Figures of a verdict.

@@ -16,7 +16,7 @@ from offramp.kit.output_folder import UNKNOWN, OutputFolder, OwnFiles
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import CPU
 from offramp.report import POLICIES, REPORT_FILE, TRACES
-from offramp.studies.folder import PLAN, StudyFolder
+from offramp.studies.folder import JOURNAL, PLAN, StudyFolder
 from offramp.studies.journal import RunStart
 from offramp.studies.task import TRACE
 
@@ -60,7 +60,8 @@ def _is_run(folder: Path) -> bool:
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder is that of a run: its request lies there, or its journal says that it was started."""
-    return (folder / RUN_FILE).is_file() or bool(_request_in_journal(folder))
+    begun = (folder / JOURNAL).is_file()
+    return (folder / RUN_FILE).is_file() or (begun and bool(_request_in_journal(folder)))
 
 
 def _request_in_journal(folder: Path) -> Mapping[str, Any] | None:
@@ -160,20 +161,19 @@ def find_trace(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class RunContents:
-    """What a run holds of one of its texts.
-
-    heads: the file of the exit heads that the text was traced with, None without any. timings: of this
-    machine, None where the run has none that are fit to decide. executions: where documents that were decoded
-    for certificates lie, and new_tokens: of each, at most; None where nothing was to be decoded.
-    """
+    """What a run holds of one of its texts."""
 
     run: Path
     workload: str
     trace: Path
     heads: Path | None = None
+    """The file of the exit heads that the text was traced with, None without any."""
     timings: TimingsProfile | None = None
+    """Of this machine, None where the run has none that are fit to decide."""
     executions: Path | None = None
+    """Where documents that were decoded for certificates lie, None where nothing was to be decoded."""
     new_tokens: int | None = None
+    """Of each of these, at most."""
 
 
 def contents_at(path: Path | None) -> RunContents | None:

@@ -16,6 +16,7 @@ from offramp.kit.request import (
     Request,
     added_later,
     argument,
+    as_call,
     fields_of,
     flags,
     not_identity,
@@ -169,6 +170,9 @@ class Run(Measuring, Placed, Streamed, Made, Request):
                 )
         return tuple(dict.fromkeys(names))
 
+
+run = as_call(Run)
+"""`offramp.run`: a run, asked for from Python."""
 
 OF_MODEL = tuple(field.switch(True) for part in (OnDevice, Placed) for field in fields_of(part))
 """Options of the model, which every command on it takes."""

@@ -315,7 +315,7 @@ class _StartedRun:
         path: Path,
         streamed: bool,
     ) -> None:
-        self.asked, self.request, self.found, self.workloads = asked, request, model, workloads
+        self.asked, self.request, self.model_request, self.workloads = asked, request, model, workloads
         self.given, self.path, self.named, self.streamed = given, path, path, streamed
         self.folder = StudyFolder(path)
         self.models = ModelCache()
@@ -330,7 +330,7 @@ class _StartedRun:
         """What is to be done, as far as it can be had."""
         return run_study(
             self.asked,
-            self.found,
+            self.model_request,
             self.workloads,
             self.given,
             torch.get_num_threads(),
@@ -355,7 +355,7 @@ class _StartedRun:
         if blocked is not None:
             raise ModelError(blocked, where=self.asked.name, fix="see offramp doctor")
         if self.asked.overwrite or not all(self.folder.is_done(task) for task in plan.tasks.values()):
-            with stage(f"loading {self.found.name} and checking its exits"):
+            with stage(f"loading {self.model_request.name} and checking its exits"):
                 model = self.model(tracing[0])
                 self.require_fitting(model)
 
@@ -383,7 +383,7 @@ class _StartedRun:
     def run(self, before_decoding: Callable[[RunResult], None]) -> Findings:
         """Every task in turn, with a page after each that shows something new."""
         plan = self.planned(kept=True)
-        call = self.asked.call(named=self.found.given is None)
+        call = self.asked.call(named=self.model_request.given is None)
         self.folder.journal.append(
             STARTED,
             **to_json(
@@ -394,9 +394,9 @@ class _StartedRun:
                     request=self.request,
                     software={
                         "code_fingerprint": code_of(__name__),
-                        **describe_software(self.found.texts),
+                        **describe_software(self.model_request.texts),
                     },
-                    machine=describe_machine(self.found.device),
+                    machine=describe_machine(self.model_request.device),
                 )
             ),
         )

@@ -206,7 +206,7 @@ def speed_columns(machine: str, places: Places) -> tuple[Column[Row], Column[Row
 
     def plain(row: Row) -> float | None:
         here = places.get(row.on(machine), [])
-        return next((one.characters_per_second for one in here if one.plain), None)
+        return next((saving.characters_per_second for saving in here if saving.plain), None)
 
     def best(row: Row) -> Cell:
         here = places.get(row.on(machine), [])

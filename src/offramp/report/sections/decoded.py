@@ -232,9 +232,9 @@ def workload_block(decoded: Decoded, workload: WorkloadResult | None = None) -> 
 def left_out(decoded: Decoded) -> list[str]:
     """Ways that were to take part and did not, with the reason; that a measurement has a defect."""
     found = [
-        f"Not timed: {short_name(one.name)}: {one.left_out}."
-        for one in decoded.bench.contenders
-        if one.left_out is not None
+        f"Not timed: {short_name(contender.name)}: {contender.left_out}."
+        for contender in decoded.bench.contenders
+        if contender.left_out is not None
     ]
     return [*found, *([] if decoded.sound else ["This measurement has a defect; it changes no verdict."])]
 

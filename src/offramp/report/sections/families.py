@@ -80,7 +80,7 @@ BALANCES: Table[Balance] = Table(
     (
         Column("Family", lambda balance: balance.name),
         Column("Saved by leaving early", lambda balance: balance.saved, percent),
-        Column("Spent on top", lambda one: sum(part.cost for part in one.spent), percent),
+        Column("Spent on top", lambda balance: sum(part.cost for part in balance.spent), percent),
         Column("Change of cost", lambda balance: estimate_text(balance.change, signed_percent)),
     ),
     caption="Saved and spent, as shares of plain decoding's cost per token",
@@ -147,7 +147,7 @@ def families_section(workload: WorkloadResult) -> Markup:
         "run",
         "families",
         answer=summary_of(reachable, main, counted),
-        credit=[credit_sentence(one) for one in credits_of(workload.league) if one.floor == main],
+        credit=[credit_sentence(credit) for credit in credits_of(workload.league) if credit.floor == main],
         floor=keep,
         figure=balance_figure(shown, reach),
         best=families_table(keep).html([*ranked, *[(0, one) for one in oracles]], caption=caption),

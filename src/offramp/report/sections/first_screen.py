@@ -173,7 +173,9 @@ def floors_section(run: RunResult) -> Markup:
 def texts_section(run: RunResult) -> Markup:
     """What a floor leaves of an answer, and what the full model and each policy answered to one prompt."""
     texts = [shown for decoded in run.decoding if (shown := _text(decoded)) is not None]
-    floors = sorted({one.floor for workload in run.workloads for one in workload.verdicts}, reverse=True)
+    floors = sorted(
+        {verdict.floor for workload in run.workloads for verdict in workload.verdicts}, reverse=True
+    )
     unchanged = [
         f"{percent(floor**ANSWER_TOKENS, 0 if floor > 0.96 else 1)} at {whole_percent(floor)}"
         for floor in floors
@@ -232,12 +234,12 @@ def _letter(place: int) -> str:
     return letters[place] if place < len(letters) else f"{letters[place % 26]}{place // 26}"
 
 
-def speed_text(one: Way) -> str:
+def speed_text(way: Way) -> str:
     """A speed with its interval, and how it is known."""
-    speed = one.speed
+    speed = way.speed
     if speed is None:
         return "not known"
-    if one.timed is None:
+    if way.timed is None:
         return f"{times(speed.value)} predicted"
     limits = limits_of(speed, times)
     return f"{times(speed.value)} measured{f' ({limits})' if limits else ''}"
@@ -256,11 +258,11 @@ WAYS: Table[tuple[str, Way]] = Table(
 
 def _panel(run: RunResult, name: str, ways: Sequence[Way], letters: dict[str, str]) -> dict[str, Any] | None:
     """One text; None without a point."""
-    known = [(one, one.kept, one.speed) for one in ways if one.kept is not None and one.speed is not None]
+    known = [(way, way.kept, way.speed) for way in ways if way.kept is not None and way.speed is not None]
     drawn = [(one, kept, speed) for one, kept, speed in known if kept.value >= LOWEST]
     if not drawn:
         return None
-    verdicts = next((one.verdicts for one in run.workloads if one.name == name), ())
+    verdicts = next((workload.verdicts for workload in run.workloads if workload.name == name), ())
     floors = sorted({verdict.floor for verdict in verdicts})
     rules = [ReferenceLine("x", floor, whole_percent(floor)) for floor in floors]
     main = min(verdicts, key=lambda verdict: from_main(verdict.floor), default=None)

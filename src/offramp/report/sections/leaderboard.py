@@ -196,7 +196,9 @@ def speed_cell(row: Row, floor: Floor) -> Cell:
 
 def without_speed(row: Row, floor: Floor) -> str:
     """Why a row has no certified speed at a floor."""
-    here = [row.verdicts[one.floor, one.machine].decision for one in row.answers if one.floor == floor]
+    here = [
+        row.verdicts[answer.floor, answer.machine].decision for answer in row.answers if answer.floor == floor
+    ]
     if not here:
         return "not asked"
     return next((decision for decision in OPEN if decision in here), "nothing faster keeps it")

@@ -71,7 +71,7 @@ FIGURES: Table[ShownFigure] = Table(
         Column("Value", _value, numeric=True),
         Column("95 % interval", _limits, numeric=True),
         Column("Can reach", lambda figure: figure.span, numeric=True),
-        Column("Remark", lambda one: one.estimate.undefined or one.estimate.no_interval or ""),
+        Column("Remark", lambda figure: figure.estimate.undefined or figure.estimate.no_interval or ""),
     ),
 )
 """Figures with their intervals, or with the reason why one has none."""
@@ -197,7 +197,9 @@ def _drawn(
 ) -> Markup:
     """Figures drawn, with why some are undefined, and as a table. also: of the table alone."""
     plot = RowPlot(name, note, tuple(map(figure_row, figures)), axis, number=number, include=(0.0,))
-    undefined = [(one.name, one.estimate.undefined or "") for one in figures if one.estimate.value is None]
+    undefined = [
+        (figure.name, figure.estimate.undefined or "") for figure in figures if figure.estimate.value is None
+    ]
     data = FIGURES.html((*figures, *also), caption=caption or name)
     below = fragment("run", "undefined_notes", undefined)
     return drawn(plot, data, title=title, below=below, kind="measured")

@@ -141,30 +141,34 @@ def answers(trained: Sequence[TrainedSaving], *, machines: bool = False) -> list
 
     Only what was executed counts. machines: whether they are named.
     """
-    floors = sorted({one.floor for one in trained}, key=floor_order)
-    return [_answer(floor, [one for one in trained if one.floor == floor], machines) for floor in floors]
+    floors = sorted({saving.floor for saving in trained}, key=floor_order)
+    return [
+        _answer(floor, [saving for saving in trained if saving.floor == floor], machines) for floor in floors
+    ]
 
 
 def _answer(floor: Floor, trained: Sequence[TrainedSaving], machines: bool) -> str:
-    def text(one: TrainedSaving) -> str:
-        machine = f" ({machine_shown(one.place.machine)})" if machines else ""
-        return f"{one.place.workload}{machine}"
+    def text(saving: TrainedSaving) -> str:
+        machine = f" ({machine_shown(saving.place.machine)})" if machines else ""
+        return f"{saving.place.workload}{machine}"
 
     where = f"At {whole_percent(floor.value)}"
-    gains = [one for one in trained if one.passed == "executed" and (one.saved.value or 0.0) > 0]
-    if not gains and any(one.open or one.passed == "replayed" for one in trained):
+    gains = [saving for saving in trained if saving.passed == "executed" and (saving.saved.value or 0.0) > 0]
+    if not gains and any(saving.open or saving.passed == "replayed" for saving in trained):
         return f"{where} it is open what this training bought: no faster policy is {BOUGHT} yet."
     if not gains:
         return f"{where} this training bought nothing: no faster policy is {BOUGHT}."
-    told = [f"{text(one)} {percent(one.saved.value or 0.0)}{_paid_back(one)}" for one in gains]
-    rest = [text(one) for one in trained if one not in gains]
+    told = [f"{text(saving)} {percent(saving.saved.value or 0.0)}{_paid_back(saving)}" for saving in gains]
+    rest = [text(saving) for saving in trained if saving not in gains]
     nothing = f"; nothing on {listed(rest)}" if rest else ""
     return f"{where}, {BOUGHT}, it saves of plain decoding's time: {listed(told)}{nothing}."
 
 
-def _paid_back(one: TrainedSaving) -> str:
+def _paid_back(saving: TrainedSaving) -> str:
     return (
-        "" if one.paid_back is None else f" (paid back after {tokens_text(one.paid_back)} generated tokens)"
+        ""
+        if saving.paid_back is None
+        else f" (paid back after {tokens_text(saving.paid_back)} generated tokens)"
     )
 
 
@@ -176,56 +180,56 @@ def tokens_text(tokens: float) -> str:
     return f"{round(tokens, -digits):,.0f}"
 
 
-def _saved_text(one: TrainedSaving, *, short: bool = False) -> str:
+def _saved_text(saving: TrainedSaving, *, short: bool = False) -> str:
     """What is saved, or that it is nothing, or nothing yet."""
-    if one.saved.value is None:
-        return "open" if one.open else "nothing"
-    return percent(one.saved.value) if short else estimate_text(one.saved, percent)
+    if saving.saved.value is None:
+        return "open" if saving.open else "nothing"
+    return percent(saving.saved.value) if short else estimate_text(saving.saved, percent)
 
 
-def _paid(one: TrainedSaving) -> str:
+def _paid(saving: TrainedSaving) -> str:
     """After how many tokens training is paid back."""
-    if one.paid_back is not None:
-        return tokens_text(one.paid_back)
-    return "never" if one.never else "not known"
+    if saving.paid_back is not None:
+        return tokens_text(saving.paid_back)
+    return "never" if saving.never else "not known"
 
 
 # As columns.
 
 
-def _saved_cell(one: TrainedSaving) -> Cell:
-    known = one.saved.value is not None
-    return estimated(one.saved, percent) if known else Cell(_saved_text(one), value=one.saved)
+def _saved_cell(saving: TrainedSaving) -> Cell:
+    known = saving.saved.value is not None
+    return estimated(saving.saved, percent) if known else Cell(_saved_text(saving), value=saving.saved)
 
 
-def _basis_cell(one: TrainedSaving) -> Cell:
-    return Cell(NOTHING if one.saved.value is None else one.basis, value=one.basis)
+def _basis_cell(saving: TrainedSaving) -> Cell:
+    return Cell(NOTHING if saving.saved.value is None else saving.basis, value=saving.basis)
 
 
-def _passed_cell(one: TrainedSaving) -> Cell:
-    shown = "open" if one.open and one.saved.value is None else PASSED[one.passed]
-    return Cell(shown, value=one.passed)
+def _passed_cell(saving: TrainedSaving) -> Cell:
+    shown = "open" if saving.open and saving.saved.value is None else PASSED[saving.passed]
+    return Cell(shown, value=saving.passed)
 
 
-def _credit_cell(one: TrainedSaving) -> Cell:
-    credit = one.credit
+def _credit_cell(saving: TrainedSaving) -> Cell:
+    credit = saving.credit
     return Cell("not measured", value=credit) if credit.value is None else estimated(credit, times)
 
 
-def _paid_cell(one: TrainedSaving) -> Cell:
-    return Cell(NOTHING if one.saved.value is None else _paid(one), value=one.paid_back)
+def _paid_cell(saving: TrainedSaving) -> Cell:
+    return Cell(NOTHING if saving.saved.value is None else _paid(saving), value=saving.paid_back)
 
 
 TRAININGS: Table[TrainedSaving] = Table(
     (
-        *(column.over(lambda one: one.place) for column in PLACE),
-        FLOOR.over(lambda one: one.floor),
+        *(column.over(lambda saving: saving.place) for column in PLACE),
+        FLOOR.over(lambda saving: saving.floor),
         Column("Time saved", _saved_cell, percent, data=Estimate, key="saved_share_of_time", numeric=True),
         Column("Speed is", _basis_cell, data=str, key="basis"),
         Column("Floor is kept", _passed_cell, data=str, key="passed"),
         Column(
             "Saved untrained",
-            lambda one: one.untrained,
+            lambda saving: saving.untrained,
             percent,
             data=float,
             key="untrained_saved_share_of_time",
@@ -243,7 +247,7 @@ TRAININGS: Table[TrainedSaving] = Table(
         Column("Paid back after tokens", _paid_cell, data=float, key="paid_back_after_tokens", numeric=True),
         Column(
             "Training took",
-            lambda one: one.training.seconds,
+            lambda saving: saving.training.seconds,
             minutes,
             data=float,
             key="training_seconds",
@@ -251,20 +255,25 @@ TRAININGS: Table[TrainedSaving] = Table(
         ),
         Column(
             "Tokens read",
-            lambda one: one.training.tokens,
+            lambda saving: saving.training.tokens,
             tokens_text,
             data=int,
             key="tokens",
             numeric=True,
         ),
         Column(
-            "Rows trained", lambda one: one.training.rows, tokens_text, data=int, key="rows", numeric=True
+            "Rows trained",
+            lambda saving: saving.training.rows,
+            tokens_text,
+            data=int,
+            key="rows",
+            numeric=True,
         ),
         *attributes(str, "training.kind"),
-        Column("", lambda one: "+".join(map(str, one.training.exits)), data=str, key="exits"),
+        Column("", lambda saving: "+".join(map(str, saving.training.exits)), data=str, key="exits"),
         *attributes(int, "training.steps"),
         *attributes(str, "policy"),
-        Column("", lambda one: one.plain_seconds, data=float, key="plain_seconds_per_token"),
+        Column("", lambda saving: saving.plain_seconds, data=float, key="plain_seconds_per_token"),
     ),
     caption="What trained exits save, and what they took",
     name="trainings",
@@ -276,11 +285,11 @@ TRAININGS: Table[TrainedSaving] = Table(
 
 def saved_figure(trained: Sequence[TrainedSaving], title: str, note: str, named: Named) -> Markup:
     """Time saved, one row a place and floor, with what untrained exits save where that is known."""
-    texts = distinct([one.place.workload for one in trained])
+    texts = distinct([saving.place.workload for saving in trained])
     plot = RowPlot(
         title=title,
         description=note,
-        rows=[_row(one, named(one), texts.index(one.place.workload)) for one in trained],
+        rows=[_row(saving, named(saving), texts.index(saving.place.workload)) for saving in trained],
         include=(0.0, 0.1),
         number=percent_tick,
         style="wide",
@@ -288,28 +297,31 @@ def saved_figure(trained: Sequence[TrainedSaving], title: str, note: str, named:
     table: Table[TrainedSaving] = Table(
         (
             Column("Exits, text and floor", named),
-            Column("Policy", lambda one: one.policy),
+            Column("Policy", lambda saving: saving.policy),
             *TRAININGS.only("Time saved", "Speed is", "Saved untrained").columns,
             Column("Paid back after tokens", _paid),
         ),
         caption=title,
         words=2,
     )
-    known = {one.basis for one in trained if one.saved.value is not None}
+    known = {saving.basis for saving in trained if saving.saved.value is not None}
     kind: Kind = "predicted" if known == {"predicted"} else "measured"
     return drawn(plot, table.html(trained), kind=kind)
 
 
-def _row(one: TrainedSaving, name: str, colour: int) -> PlotRow:
-    said, saved = f"{name}: {_saved_text(one)}", one.saved
+def _row(saving: TrainedSaving, name: str, colour: int) -> PlotRow:
+    said, saved = f"{name}: {_saved_text(saving)}", saving.saved
     points = [Point(saved, said, colour)]
-    if one.untrained is not None:
+    if saving.untrained is not None:
         points.insert(
-            0, Point(Estimate(one.untrained), f"untrained: {percent(one.untrained)}", colour=colour, shape=4)
+            0,
+            Point(
+                Estimate(saving.untrained), f"untrained: {percent(saving.untrained)}", colour=colour, shape=4
+            ),
         )
-    paid = "" if one.paid_back is None else f", paid in {_paid(one)}"
+    paid = "" if saving.paid_back is None else f", paid in {_paid(saving)}"
     # What nobody executed is drawn, and not said to be paid.
-    shown = _saved_text(one, short=True) + (", replayed only" if one.passed == "replayed" else paid)
+    shown = _saved_text(saving, short=True) + (", replayed only" if saving.passed == "replayed" else paid)
     return PlotRow(name, (Track(points=tuple(points)),), shown)
 
 
@@ -329,7 +341,7 @@ def training_section(run: RunResult) -> Markup:
         trained,
         "Time saved by the trained exits",
         note,
-        lambda one: f"{one.place.workload} at {whole_percent(one.floor.value)}",
+        lambda saving: f"{saving.place.workload} at {whole_percent(saving.floor.value)}",
     )
     return fragment("run", "training", training_sentence(run.training), answers(trained), chart)
 
@@ -338,7 +350,7 @@ def trained_section(comparison: Comparison) -> Markup:
     """What each training took and bought, one chart and one table; nothing without trained exits."""
     if not any(row.training is not None for row in comparison.rows):
         return Markup()
-    trained = sorted(comparison.trained, key=lambda one: floor_order(one.floor))
+    trained = sorted(comparison.trained, key=lambda saving: floor_order(saving.floor))
     note = (
         "Of the fastest plain decoder's time, saved at each floor, with its 95 % interval; hollow: the same "
         "model untrained; 0 where nothing faster keeps the floor."
@@ -347,7 +359,9 @@ def trained_section(comparison: Comparison) -> Markup:
         trained[:MOST_DRAWN],
         "Time saved by trained exits",
         note,
-        lambda one: f"{one.place.heads} · {one.place.workload} at {whole_percent(one.floor.value)}",
+        lambda saving: (
+            f"{saving.place.heads} · {saving.place.workload} at {whole_percent(saving.floor.value)}"
+        ),
     )
     return fragment(
         "comparison",
@@ -380,8 +394,8 @@ def _took(rows: Sequence[Row]) -> list[str]:
 
 def _answers_of(trained: Sequence[TrainedSaving], key: tuple[str, str]) -> list[str]:
     """A sentence a floor."""
-    here = [one for one in trained if (one.place.model, one.place.heads) == key]
-    several = len({one.place.machine for one in here}) > 1
+    here = [saving for saving in trained if (saving.place.model, saving.place.heads) == key]
+    several = len({saving.place.machine for saving in here}) > 1
     return answers(here, machines=several)
 
 
