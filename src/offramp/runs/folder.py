@@ -51,7 +51,7 @@ def _is_run(folder: Path) -> bool:
     if RUN_FILE in OwnFiles(folder).listed():
         return True
     with contextlib.suppress(InputError, DamagedFileError):
-        if StudyFolder(folder).read_plan().is_run:
+        if (folder / PLAN).is_file() and StudyFolder(folder).read_plan().is_run:
             return True
     with contextlib.suppress(FileNotFoundError, DamagedFileError):
         return bool(REQUEST.read(folder / RUN_FILE))
