@@ -74,15 +74,14 @@ def number_text(number: float) -> str:
 
 @dataclass(frozen=True)
 class RunCall:
-    """What a run was asked for: whatever is suggested after it follows from this, in a shell or in Python.
-
-    model: the words that load its model, its options among them, as every command takes them; None of a model
-    object, which no command line can name. options: of the run alone, by their names on the command line,
-    without usual ones, --minutes and what makes it anew.
-    """
+    """What a run was asked for: whatever is suggested after it follows from this, in a shell or in Python."""
 
     model: tuple[str, ...] | None
+    """The words that load its model, its options among them, as every command takes them; None of a model
+    object, which no command line can name."""
     options: Mapping[str, Any]
+    """Of the run alone, by their names on the command line, without usual ones, --minutes and what makes it
+    anew."""
 
     def again(self, **changes: Any) -> str:
         """What repeats the run, with other options; one that is None is left out."""

@@ -134,22 +134,21 @@ Decode = Callable[[list[int]], str]
 
 @dataclass(frozen=True)
 class FullModelCheck:
-    """The answers held against the full model.
-
-    quality: means over the answers. plain: the full model's own greedy answers. shared: new tokens of each
-    answer up to the first that differs from the full model's own.
-    """
+    """The answers held against the full model."""
 
     INLINE: ClassVar[tuple[str, ...]] = ("quality",)
 
     quality: FreeRunning
+    """Means over the answers."""
     plain: tuple[Generation, ...]
+    """The full model's own greedy answers."""
     shared: tuple[int, ...]
+    """New tokens of each answer up to the first that differs from the full model's own."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What was generated, from which prompts, how; check: None unless it was asked for and nothing broke."""
+    """What was generated, from which prompts, how."""
 
     INLINE: ClassVar[tuple[str, ...]] = ("generated",)
 
@@ -159,6 +158,7 @@ class Answered:
     prompts: list[str]
     generated: BatchGeneration
     check: FullModelCheck | None
+    """None unless it was asked for and nothing broke."""
 
 
 def summary_lines(batch: BatchGeneration, kv: str, check: FullModelCheck | None, decode: Decode) -> list[str]:

@@ -37,12 +37,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextAtHand:
-    """One text. heads: the file that its exits were read through; contents: of its run, None outside one."""
+    """One text."""
 
     name: str
     trace: Trace
     heads: Path | None
+    """The file that its exits were read through."""
     contents: RunContents | None
+    """Of its run, None outside one."""
 
 
 def texts_at(folders: Iterable[Path], heads: Path | None) -> list[TextAtHand]:

@@ -123,12 +123,13 @@ Given = TypeVar("Given", bound=TomlTable)
 
 @dataclass(frozen=True)
 class Source:
-    """A file that somebody wrote. what: it is called in errors ("study file"). text: of TOML, which has lines
-    to name."""
+    """A file that somebody wrote."""
 
     path: Path
     what: str
+    """What it is called in errors ("study file")."""
     text: str = ""
+    """Of TOML, which has lines to name."""
 
     def where(self, *location: str | int) -> str:
         """A place in the file, for an error: "STUDY.toml, line 12, models[2].stage"."""

@@ -44,10 +44,12 @@ class Must:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The name of one of the things that there are. what: they are; names: of all of them, asked for late."""
+    """The name of one of the things that there are."""
 
     what: str
+    """They are: "signal"."""
     names: Callable[[], Collection[str]]
+    """Of all of them, asked for late."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,14 @@ class Beside:
 
 @dataclass(frozen=True)
 class OnlyIf:
-    """Where a field means something.
-
-    holds: of the whole request. beside: where it does not: "at batch 1", with fields in braces. give: what to
-    add for it to have a meaning, "" if nothing can give it one.
-    """
+    """Where a field means something."""
 
     holds: Callable[[Any], object]
+    """Of the whole request."""
     beside: str
+    """Where it does not: "at batch 1", with fields in braces."""
     give: str = ""
+    """What to add for it to have a meaning, "" if nothing can give it one."""
 
 
 def only_if(holds: Callable[[Any], object], beside: str, give: str = "") -> OnlyIf:

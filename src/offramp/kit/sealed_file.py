@@ -19,20 +19,20 @@ DECLARED: list[SealedFile[Any]] = []
 
 @dataclass(frozen=True)
 class SealedFile(Generic[Record]):
-    """One kind of file.
-
-    record: the type that it holds. what: what it is called where it is damaged, with {name} for its own.
-    fix: what to do about it then. version: of its layout, None for a layout that has none; another version
-    is as good as damaged. kind: the word by which it can be told from other kinds, if it has one. apart:
-    entries that the seal leaves out.
-    """
+    """One kind of file."""
 
     record: type[Record]
+    """The type that it holds."""
     what: str
+    """What it is called where it is damaged, with {name} for its own."""
     fix: str
+    """What to do about it then."""
     version: int | None = None
+    """Of its layout, None for a layout that has none; another version is as good as damaged."""
     kind: str | None = None
+    """The word by which it can be told from other kinds, if it has one."""
     apart: Collection[str] = ()
+    """Entries that the seal leaves out."""
 
     def __post_init__(self) -> None:
         DECLARED.append(self)

@@ -38,17 +38,16 @@ class NoTensorsError(ValueError):
 
 @dataclass(frozen=True)
 class SealedTensors(Generic[Record]):
-    """One kind of file.
-
-    record: the type of its header. entry: of the metadata, which holds that. what: it is called where it is
-    damaged, with {name} for its own. version: the newest that is read, and that which is written; None for a
-    layout without any.
-    """
+    """One kind of file."""
 
     record: type[Record]
+    """The type of its header."""
     entry: str
+    """Of the metadata, which holds that."""
     what: str
+    """What it is called where it is damaged, with {name} for its own."""
     version: int | None = None
+    """The newest that is read, and that which is written; None for a layout without any."""
 
     def __post_init__(self) -> None:
         DECLARED.append(self)

@@ -98,16 +98,16 @@ class _AllNoted(Exception):
 
 @dataclass(frozen=True)
 class LayerCall:
-    """What a layer is called with, its hidden state left out.
-
-    before, after: positional arguments around the hidden state. keywords: without it. name: the keyword that
-    takes it, None if it is positional.
-    """
+    """What a layer is called with, its hidden state left out."""
 
     before: tuple[Any, ...]
+    """Positional arguments in front of the hidden state."""
     after: tuple[Any, ...]
+    """Those behind it."""
     keywords: dict[str, Any]
+    """Keyword arguments without the hidden state."""
     name: str | None
+    """The keyword that takes it, None if it is positional."""
 
     def arguments(self, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments with a hidden state in its place."""

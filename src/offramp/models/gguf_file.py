@@ -141,10 +141,11 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Converted:
-    """What a converted folder holds: SHA-256 by file. source: the name of the GGUF file."""
+    """What a converted folder holds: SHA-256 by file."""
 
     files: Mapping[str, str]
     source: str
+    """The name of the GGUF file."""
 
 
 _FILE = SealedFile(Converted, "{name}", "none is needed: it is converted again")

@@ -34,22 +34,22 @@ ATTENTION = "attention"
 
 @dataclasses.dataclass(frozen=True)
 class ModelIdentity:
-    """SHA-256 fingerprints in hexadecimal, and where the model comes from.
-
-    weights: of the weight files (name and SHA-256 of each), or the SHA-256 of a GGUF file. config: of
-    config.json without the entries that do not change the computation, of the generation config and of Python
-    code that comes with the model. tokenizer: of the tokenizer's files.
-    source: a folder, a file or a Hub id. licence: as stated by the source, None if it states none.
-    transforms: what was done to the model after loading, as texts of the transforms' grammar, in order.
-    """
+    """SHA-256 fingerprints in hexadecimal, and where the model comes from."""
 
     weights: str
+    """Of the weight files (name and SHA-256 of each), or the SHA-256 of a GGUF file."""
     config: str
+    """Of config.json without the entries that do not change the computation, of the generation config and of
+    Python code that comes with the model."""
     tokenizer: str
+    """Of the tokenizer's files."""
     source: str
+    """A folder, a file or a Hub id."""
     licence: str | None = None
+    """As stated by the source, None if it states none."""
     revision: str | None = None
     transforms: tuple[str, ...] = ()
+    """What was done to the model after loading, as texts of the transforms' grammar, in order."""
 
     @property
     def base_fingerprint(self) -> str:

@@ -44,15 +44,14 @@ JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a model computes.
-
-    device: as `offramp.models.devices.find_device` gives it. device_map, attn_implementation: as transformers
-    takes them; a device map is used instead of the device.
-    """
+    """Where and how a model computes."""
 
     device: str = CPU
+    """As `offramp.models.devices.find_device` gives it."""
     device_map: Any = None
+    """As transformers takes it, and used instead of the device."""
     attn_implementation: str | None = None
+    """As transformers takes it."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -90,19 +90,18 @@ EXPERTS_PER_TOKEN_KEYS = (
 
 @dataclass
 class CachedLayer:
-    """What one layer did in one forward with a cache.
-
-    key_value_elements: elements of the tensors it keeps that have an entry per token; state_elements: of
-    those that have not. attention_width: query heads x mean of query and value head size, summed over its
-    attention calls. window: of a sliding cache. key_value_parameters: elements of the weights that its
-    per-token tensors depend on.
-    """
+    """What one layer did in one forward with a cache."""
 
     key_value_elements: int = 0
+    """Elements of the tensors it keeps that have an entry per token."""
     state_elements: int = 0
+    """Of those that have not."""
     attention_width: float = 0.0
+    """Query heads x mean of query and value head size, summed over its attention calls."""
     window: int | None = None
+    """Of a sliding cache."""
     key_value_parameters: int = 0
+    """Elements of the weights that its per-token tensors depend on."""
 
 
 def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:

@@ -63,14 +63,13 @@ class NoTokenizer:
 
 @dataclass(frozen=True)
 class BosPolicy:
-    """What `encode` puts in front of a text.
-
-    source: "tokenizer" (the tokenizer adds the token by itself), "forced" (the family needs it and the
-    tokenizer does not add it) or "none". token_id: the token, None for "none".
-    """
+    """What `encode` puts in front of a text."""
 
     source: Literal["tokenizer", "forced", "none"]
+    """Where it comes from: "tokenizer" (which adds it by itself), "forced" (the family needs it and the
+    tokenizer does not add it) or "none"."""
     token_id: int | None = None
+    """The token, None for "none"."""
 
 
 def find_bos_policy(tokenizer: Any, model_type: str) -> BosPolicy:
@@ -262,33 +261,33 @@ def in_evaluation(function: Measuring) -> Measuring:
 
 @dataclass(frozen=True)
 class Model:
-    """A causal language model whose exits reproduce its own logits.
-
-    name: as given to `load_model` (the last part of a path). hf: the transformers model, in eval mode and
-    without gradients unless it was given as an object. dtype: of hidden states, "float32", "bfloat16"
-    or "float16".
-    context_length: positions at most, None if the config states none. eos_token_ids: tokens that end an
-    answer. identify: gives `identity`. transforms: what offramp did to it after loading, as texts, which is
-    also part of its identity. source: what it was loaded from, before any transform; None if it was built in
-    memory. attention: the implementation that was asked for, or that an object has; None for the family's
-    own. streamed: None if all weights are in memory; else `hf` holds no weights of layers, which are read
-    from here one at a time.
-    """
+    """A causal language model whose exits reproduce its own logits."""
 
     name: str
+    """As given to `load_model` (the last part of a path)."""
     hf: Any
+    """The transformers model, in eval mode and without gradients unless it was given as an object."""
     tokenizer: Any
     stack: ExitStack
     shape: ModelShape
     identify: Callable[[], ModelIdentity]
+    """Gives `identity`."""
     dtype: str
+    """Of hidden states, "float32", "bfloat16" or "float16"."""
     bos_policy: BosPolicy
     context_length: int | None
+    """Positions at most, None if the config states none."""
     eos_token_ids: tuple[int, ...]
+    """Tokens that end an answer."""
     transforms: tuple[str, ...] = ()
+    """What offramp did to it after loading, as texts, which is also part of its identity."""
     source: ModelFiles | None = None
+    """What it was loaded from, before any transform; None if it was built in memory."""
     attention: str | None = None
+    """The implementation that was asked for, or that an object has; None for the family's own."""
     streamed: StreamedLayers | None = None
+    """None if all weights are in memory; else `hf` holds no weights of layers, which are read from here one
+    at a time."""
 
     def __repr__(self) -> str:
         where = "" if self.streamed is None else ", layers on disk"

@@ -12,50 +12,47 @@ DTYPES = tuple(ELEMENT_BYTES)
 
 @dataclasses.dataclass(frozen=True)
 class LayerShape:
-    """One decoder layer, measured from its modules.
-
-    kind: "attention", "recurrent", "hybrid" (both in one layer) or "feedforward" (neither).
-    parameters: elements of every weight in the layer.
-    active_parameters: elements that one token multiplies (for a mixture of experts: routed and shared only).
-    key_value_parameters: elements of the weights that make K and V (0 without attention).
-    key_value_width: elements kept in the cache per token (0 without attention).
-    attention_width: query heads x head size; scores and values cost 4 x this FLOPs per attended position.
-    window: attended positions at most, None for all.
-    state_elements: elements of a recurrent state, read and written once per token.
-    experts, experts_per_token: of a mixture of experts, how many there are and how many a token is routed to
-    (0 otherwise). expert_parameters: elements of all routed experts together.
-    expansion_parameters: elements of the weights that make K and V anew from a cached latent, multiplied once
-    for every attended position (0 where the cache holds K and V themselves).
-    element_bytes: mean bytes of one weight of this layer where that is not the model's (quantised weights,
-    scales included), None otherwise.
-    """
+    """One decoder layer, measured from its modules."""
 
     kind: str
+    """Either "attention", "recurrent", "hybrid" (both in one layer) or "feedforward" (neither)."""
     parameters: int
+    """Elements of every weight in the layer."""
     active_parameters: int
+    """Elements that one token multiplies (for a mixture of experts: routed and shared only)."""
     key_value_parameters: int
+    """Elements of the weights that make K and V (0 without attention)."""
     key_value_width: int
+    """Elements kept in the cache per token (0 without attention)."""
     attention_width: int
+    """Query heads x head size; scores and values cost 4 x this FLOPs per attended position."""
     window: int | None
+    """Attended positions at most, None for all."""
     state_elements: int
+    """Elements of a recurrent state, read and written once per token."""
     experts: int = 0
+    """Of a mixture of experts, how many there are (0 otherwise)."""
     experts_per_token: int = 0
+    """Of them, how many a token is routed to."""
     expert_parameters: int = 0
+    """Elements of all routed experts together."""
     expansion_parameters: int = 0
+    """Elements of the weights that make K and V anew from a cached latent, multiplied once for every attended
+    position (0 where the cache holds K and V themselves)."""
     element_bytes: float | None = None
+    """Mean bytes of one weight of this layer where that is not the model's (quantised weights, scales
+    included), None otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelShape:
-    """A whole model: layers 1..L in order, the final norm ("tail") and the output head.
-
-    head_parameters: elements of the output matrix (vocabulary x hidden), tied or not.
-    element_bytes: bytes of one weight as it is loaded (`ELEMENT_BYTES`).
-    """
+    """A whole model: layers 1..L in order, the final norm ("tail") and the output head."""
 
     layers: tuple[LayerShape, ...]
     hidden_size: int
     vocabulary_size: int
     tail_parameters: int
     head_parameters: int
+    """Elements of the output matrix (vocabulary x hidden), tied or not."""
     element_bytes: int
+    """Bytes of one weight as it is loaded (`ELEMENT_BYTES`)."""

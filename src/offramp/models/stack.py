@@ -17,14 +17,12 @@ from offramp.models.tensors import is_wrapped
 
 @dataclass(frozen=True)
 class LogitScaling:
-    """logits = z ("identity"), value * z ("scale") or value * tanh(z / value) ("softcap").
-
-    divisor: set where the model divides instead of multiplying; 1 / value, kept so that `apply` is bit-exact.
-    """
+    """logits = z ("identity"), value * z ("scale") or value * tanh(z / value) ("softcap")."""
 
     kind: Literal["identity", "scale", "softcap"] = "identity"
     value: float = 1.0
     divisor: float | None = None
+    """Set where the model divides instead of multiplying; 1 / value, kept so that `apply` is bit-exact."""
 
     def apply(self, logits: Tensor) -> Tensor:
         """The scaled logits, same shape and dtype."""
@@ -45,33 +43,34 @@ class LastLayerDone(Exception):
 
 @dataclass(frozen=True)
 class ExitStack:
-    """Layers 1..L, what the model does after them, and the readout that reproduces the model's own logits.
-
-    hf: the transformers model. layers: one entry per execution, in order (a looped model repeats modules).
-    core: the module that calls the layers. tail: the modules between the last layer and the head, usually the
-    final norm. core_tail: those of them that run inside the core. head: the output head (None if not found).
-    head_weight [vocabulary, hidden], head_bias [vocabulary]: None if the head is not a plain linear map.
-    readout_kind: "fast" = logit_scaling(head(tail(h))); "stub" = the model's own forward with the core
-    replaced; "swap" = the model's own forward with every layer passing the hidden state through.
-    position_axis: the axis of a layer's output that counts positions, from the end (-2 in [batch, positions,
-    hidden]).
-    largest_difference: largest absolute difference at exit L from the model's own logits (0.0 in float32).
-    """
+    """Layers 1..L, what the model does after them, and the readout that reproduces the model's own logits."""
 
     hf: Any
+    """The transformers model."""
     layers: tuple[nn.Module, ...]
+    """One entry per execution, in order (a looped model repeats modules)."""
     core: nn.Module
+    """The module that calls the layers."""
     core_output: Any
     layer_outputs: tuple[Any, ...]
     tail: tuple[nn.Module, ...]
+    """The modules between the last layer and the head, usually the final norm."""
     core_tail: tuple[nn.Module, ...]
+    """Those of them that run inside the core."""
     head: nn.Module | None
+    """The output head (None if not found)."""
     logit_scaling: LogitScaling | None
     position_axis: int
+    """The axis of a layer's output that counts positions, from the end (-2 in [batch, positions, hidden])."""
     readout_kind: ReadoutKind = "fast"
+    """How exits are read out: "fast" = logit_scaling(head(tail(h))); "stub" = the model's own forward with
+    the core replaced; "swap" = the same with every layer passing the hidden state through."""
     head_weight: Tensor | None = None
+    """[vocabulary, hidden]; None if the head is not a plain linear map."""
     head_bias: Tensor | None = None
+    """[vocabulary]; None without one."""
     largest_difference: float = math.nan
+    """Largest absolute difference at exit L from the model's own logits (0.0 in float32)."""
 
     def __len__(self) -> int:
         """L, the number of exits."""

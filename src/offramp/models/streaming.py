@@ -221,14 +221,13 @@ class ShardedLayers:
 
 @dataclasses.dataclass(frozen=True)
 class PartialModel:
-    """Which layers of a model have their weights while the others only pass their input on.
-
-    kinds: for each layer the first one like it, from 0. real: layers with weights, ascending: the first of
-    each kind and the one before it, so that every kind is also seen to follow another layer.
-    """
+    """Which layers of a model have their weights while the others only pass their input on."""
 
     kinds: tuple[int, ...]
+    """For each layer the first one like it, from 0."""
     real: tuple[int, ...]
+    """Layers with weights, ascending: the first of each kind and the one before it, so that every kind is
+    also seen to follow another layer."""
 
 
 def plan_partial_model(skeleton: Skeleton) -> PartialModel:
@@ -346,18 +345,17 @@ def _not_streamable(skeleton: Skeleton, why: str) -> ModelError:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes of a model's weights in the dtype they are loaded in.
-
-    whole_bytes: all of them. largest_layer_bytes: the largest layer. resident_bytes: what belongs to no layer
-    (embedding, final norm, output head). streaming_bytes: the most that reading layer by layer holds at a
-    time: the resident weights with the layer in use and the next one, or with the layers that are needed
-    together to look at the model.
-    """
+    """Bytes of a model's weights in the dtype they are loaded in."""
 
     whole_bytes: int
+    """All of them."""
     largest_layer_bytes: int
+    """The largest layer."""
     resident_bytes: int
+    """What belongs to no layer (embedding, final norm, output head)."""
     streaming_bytes: int
+    """The most that reading layer by layer holds at a time: the resident weights with the layer in use and
+    the next one, or with the layers that are needed together to look at the model."""
 
 
 def needed_memory(source: ModelFiles, dtype: str, *, trust_remote_code: bool = False) -> MemoryNeed:

@@ -226,15 +226,14 @@ MARK = 6
 class ObjectIdentity:
     """The identity of a model object; called again, the weights are hashed only if they changed.
 
-    ends: tokens that end an answer. The rest of the generation config is no part of who a model is: it is set
-    otherwise for a while wherever decoding is timed.
-
     A change is seen by torch's counter of writes, by where the tensor lies, and by a few of its elements.
     """
 
     hf: Any
     tokenizer: Any
     ends: tuple[int, ...]
+    """Tokens that end an answer. The rest of the generation config is no part of who a model is: it is set
+    otherwise for a while wherever decoding is timed."""
     _seen: tuple[Any, ...] = ()
     _known: ModelIdentity | None = field(default=None, repr=False)
 

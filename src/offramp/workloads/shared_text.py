@@ -56,9 +56,10 @@ _MULTIPLIER = np.uint64(6364136223846793005)
 
 @dataclass
 class Sketcher:
-    """Makes sketches. form: hashes that are left out, ascending."""
+    """Makes sketches."""
 
     form: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, dtype=np.uint32))
+    """Hashes that are left out, ascending."""
     _places: dict[str, int] = field(default_factory=dict, repr=False)
     _hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64), repr=False)
 

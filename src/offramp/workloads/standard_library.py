@@ -38,16 +38,16 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @dataclass(frozen=True)
 class Piece:
-    """A module, class or function with a docstring.
-
-    file: relative to the library ("json/decoder.py"). name: dotted, "" for the module. docstring: without its
-    indentation. source: of a function, without its indentation and decorators; "" for the others.
-    """
+    """A module, class or function with a docstring."""
 
     file: str
+    """Relative to the library ("json/decoder.py")."""
     name: str
+    """Dotted, "" for the module."""
     docstring: str
+    """Without its indentation."""
     source: str
+    """Of a function, without its indentation and decorators; "" for the others."""
 
     @property
     def id(self) -> str:

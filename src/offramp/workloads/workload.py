@@ -20,17 +20,17 @@ Mode = Literal["text", "generation"]
 class Document:
     """One text, or one prompt whose answer the model will write. `id` is unique within the workload.
 
-    tokens: the token ids that the model is given, exactly these, where there is no text to encode; `text`
-    then lists them. messages: role and content of the turns of a conversation, which the chat template
-    writes; `text` then is what they say.
-
     Raises WorkloadError for fields of other types, and token ids below 0.
     """
 
     id: str
     text: str
     tokens: tuple[Whole, ...] | None = None
+    """The token ids that the model is given, exactly these, where there is no text to encode; `text` then
+    lists them."""
     messages: tuple[tuple[str, str], ...] | None = None
+    """Role and content of the turns of a conversation, which the chat template writes; `text` then is what
+    they say."""
 
     def __post_init__(self) -> None:
         """Refuse what is no text or no token id."""
@@ -47,21 +47,15 @@ class Document:
 class Workload:
     """Documents in a fixed order, and where they come from.
 
-    name: as given on the command line ("prose", "txt:notes.txt").
-    mode: "text" traces the given text teacher-forced; "generation" lets the full model answer each prompt
-    greedily and traces the answer.
-    chat: the prompts go through the model's chat template.
-    prompt_tokens: in generation mode, of each document's text, which the model continues; None for all of it.
-    new_tokens: of each answer, that are read at most where the text is traced, fitted or trained on, None for
-    as many as are asked for there. What is decoded to certify or to time a policy is as long as that asks.
-    notes: what was done to the texts that a reader of the results must know, one phrase each.
-
     Raises WorkloadError for fields of other types, counts below 1, two documents with one id, text that is no
     valid Unicode, and a chat template that given text would go through.
     """
 
     name: str
+    """As given on the command line ("prose", "txt:notes.txt")."""
     mode: Mode
+    """Where rows come from: "text" traces the given text, teacher-forced; "generation" lets the full model
+    answer each prompt greedily and traces the answer."""
     documents: tuple[Document, ...]
     licence: str
     source: str
@@ -73,9 +67,14 @@ class Workload:
             'set chat=False, or mode="generation"',
         ),
     ] = False
+    """The prompts go through the model's chat template."""
     notes: tuple[str, ...] = ()
+    """What was done to the texts that a reader of the results must know, one phrase each."""
     prompt_tokens: Count | None = None
+    """In generation mode, of each document's text, which the model continues; None for all of it."""
     new_tokens: Count | None = None
+    """Of each answer, that are read at most where the text is traced, fitted or trained on, None for as many
+    as are asked for there. What is decoded to certify or to time a policy is as long as that asks."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be traced, or only as something else than it says."""
@@ -117,36 +116,32 @@ class Workload:
 
 @dataclass(frozen=True)
 class WorkloadSize:
-    """Another cut of a source's texts, written after a colon: "prose:short".
-
-    documents, description: for people, one phrase each.
-    """
+    """Another cut of a source's texts, written after a colon: "prose:short"."""
 
     name: str
     load: Callable[[], Workload]
     documents: str
     description: str
+    """Both for people, one phrase each."""
 
 
 @dataclass(frozen=True)
 class WorkloadSource:
-    """One kind of workload that `load_workload` knows.
-
-    name: the word before the colon ("prose", "txt").
-    load: makes the workload from the text after the colon ("" where `argument` is empty).
-    argument: grammar of that text ("PATH#field"), empty if the source takes none.
-    documents, licence, description: for people, one phrase each.
-    sizes: other cuts of the same kind of text, for a source that takes no argument.
-    """
+    """One kind of workload that `load_workload` knows."""
 
     name: str
+    """The word before the colon ("prose", "txt")."""
     load: Callable[[str], Workload]
+    """Makes the workload from the text after the colon ("" where `argument` is empty)."""
     mode: Mode
     documents: str
     licence: str
     description: str
+    """All three for people, one phrase each."""
     argument: str = ""
+    """Grammar of that text ("PATH#field"), empty if the source takes none."""
     sizes: tuple[WorkloadSize, ...] = ()
+    """Other cuts of the same kind of text, for a source that takes no argument."""
 
     @property
     def grammar(self) -> str:

@@ -31,9 +31,6 @@ of_measure = only_if(lambda given: given.trace is None, "beside trace=, whose wo
 class Prune:
     """Leave layers out: `prune:drop=21+22`, or `prune:by=angular,layers=6` to have them chosen.
 
-    by: one of MEASURES. layers: how many to leave out. drop: their numbers, from 1, ascending. workload,
-    tokens: what `by` is measured on. trace: folder of a trace of the same model that `by=influence` is read
-    from instead.
     Only `drop` says what the model is: a choice by measure becomes one before it is applied, in
     `offramp.tracing.layer_importance.resolve`.
 
@@ -43,6 +40,7 @@ class Prune:
     name: ClassVar[str] = "prune"
 
     by: Annotated[str, OneOf("measure", lambda: MEASURES)] | None = None
+    """One of MEASURES."""
     layers: Annotated[
         Count | None,
         only_with("by"),
@@ -52,6 +50,7 @@ class Prune:
             "write prune:by={by},layers=6",
         ),
     ] = None
+    """How many to leave out."""
     drop: Annotated[
         tuple[Count, ...],
         Must(lambda drop: len(set(drop)) == len(drop), "layers, each once, as in prune:drop=21+22"),
@@ -61,11 +60,15 @@ class Prune:
             "write prune:drop=21+22, or prune:by=angular,layers=6",
         ),
     ] = ()
+    """Their numbers, from 1, ascending."""
     workload: Annotated[str, of_measure] = DEFAULT_WORKLOAD
+    """What `by` is measured on."""
     tokens: Annotated[Count, of_measure] = DEFAULT_TOKENS
+    """Of it, that are read for that."""
     trace: Annotated[str | None, only_if(lambda given: given.by == "influence", "without by=influence")] = (
         None
     )
+    """Folder of a trace of the same model that `by=influence` is read from instead."""
 
     def __post_init__(self) -> None:
         settle_fields(self, where=lambda name: f"{name}=")

@@ -212,9 +212,6 @@ class Int8(Quantised):
 class Int4(Quantised):
     """Weights in 4 bits with a scale and a zero point for each group of a row (torchao, int4 weight-only).
 
-    group: weights that share them, one of GROUPS. Linear modules whose inputs are no multiple of it stay as
-    they are.
-
     Raises InputError for another group.
     """
 
@@ -224,6 +221,8 @@ class Int4(Quantised):
     group: Annotated[
         int, Must(GROUPS.__contains__, "one of 32, 64 and 128 weights", "write int4:group=32")
     ] = 32
+    """Weights that share them, one of GROUPS. Linear modules whose inputs are no multiple of it stay as they
+    are."""
 
     def __post_init__(self) -> None:
         settle_fields(self, where=lambda name: f"{name}=")

@@ -51,14 +51,13 @@ KERNEL_ERRORS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of torchao's to hold weights.
-
-    devices: types of those that it is made for. config: its configuration for so many weights in a group.
-    """
+    """One way of torchao's to hold weights."""
 
     name: str
     devices: tuple[str, ...]
+    """Types of those that it is made for."""
     config: Callable[[int | None], Any]
+    """Its configuration for so many weights in a group."""
 
 
 def _int8(group: int | None) -> Any:

@@ -60,17 +60,17 @@ LONGEST_NUMBER = 9
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option of a transform.
-
-    read: from its text to the value; raises ValueError for a text that does not fit. wanted: what it takes,
-    in words. default: the value if it is left out. required: it must be given.
-    """
+    """One option of a transform."""
 
     name: str
     read: Callable[[str], Any]
+    """From its text to the value; raises ValueError for a text that does not fit."""
     wanted: str
+    """What it takes, in words."""
     default: Any = None
+    """The value if it is left out."""
     required: bool = False
+    """It must be given."""
 
     @property
     def shown(self) -> str:
@@ -151,9 +151,10 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class TransformDescription:
-    """One line of `offramp list transforms`. name: as written, with every option and its default."""
+    """One line of `offramp list transforms`."""
 
     name: str
+    """As written, with every option and its default."""
     description: str
 
 
