@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,10 +38,6 @@ from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.source import looks_like_hub_id, split_revision
 from offramp.scoring.estimate import DRAWS_NEEDED, MOST_DRAWS
 from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS
-
-if TYPE_CHECKING:
-    pass
-
 
 NONE = "none"
 """The entry of an axis that leaves things as they are: no transform, no training, or the logit lens."""
