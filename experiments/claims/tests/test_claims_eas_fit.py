@@ -199,4 +199,4 @@ def test_the_published_values_are_the_studys_and_their_models_those_of_the_study
     study = Path(__file__).parents[3] / "studies" / "eas.toml"
     models = [model["name"] for model in tomllib.loads(study.read_text(encoding="utf-8"))["models"]]
     assert values["model"].tolist() == models
-    assert values["published"].tolist() == [one.eas for one in PUBLISHED_EAS]
+    assert values["published"].tolist() == list(PUBLISHED_EAS.values())

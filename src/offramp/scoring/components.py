@@ -193,17 +193,23 @@ def adaptability(similarity: Values, weights: Values, alpha: float) -> Values:
     return np.asarray(np.mean(clipped**alpha * weights ** (1.0 - alpha), axis=-1))
 
 
+NO_EARLY_EXIT = "the trace holds no exit before the last"
+
+
 @dataclass(frozen=True)
 class EasInputs:
-    """What every variant of EAS is computed from.
-
-    similarity: fact name -> means over tokens, float64 [1 + draws, exits] (the trace, then the draws).
-    weights: float64 [exits], w of each exit.
-    """
+    """What every variant of EAS is computed from."""
 
     similarity: Mapping[str, Values]
+    """Means over tokens by fact, of the trace and then its draws: float64 [1 + draws, exits]."""
     weights: Values
+    """w of each exit below L: float64 [exits below L]."""
     bootstrap: DocumentBootstrap
+
+    def values(self, similarity: str, alpha: float) -> Values:
+        """EAS of the trace, and of its draws: float64 [1 + draws]."""
+        means = self.similarity[SIMILARITIES[similarity]][:, :-1]
+        return adaptability(means, self.weights, alpha)
 
     @checked
     def variant(
@@ -216,16 +222,15 @@ class EasInputs:
         The floor is that of the raw logit cosine whatever the similarity: chance levels of the other two are
         not traced. Raises InputError for an unknown similarity or an alpha outside (0, 1].
         """
-        weights = self.weights[:-1]
+        weights = self.weights
         if len(weights) == 0:
-            score = Estimate(None, undefined="the trace holds no exit before the last")
+            score = Estimate(None, undefined=NO_EARLY_EXIT)
             return EasVariant(similarity, alpha, score, ceiling=None, floor=None)
-        values = adaptability(self.similarity[SIMILARITIES[similarity]][:, :-1], weights, alpha)
         floor = adaptability(self.similarity[FLOOR_FACT][0, :-1], weights, alpha)
         return EasVariant(
             similarity=similarity,
             alpha=alpha,
-            score=self.bootstrap.estimate(values),
+            score=self.bootstrap.estimate(self.values(similarity, alpha)),
             ceiling=float(adaptability(np.ones(len(weights)), weights, alpha)),
             floor=float(floor),
         )

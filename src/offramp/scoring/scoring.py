@@ -26,9 +26,9 @@ from offramp.scoring.card import (
     ScoreCard,
 )
 from offramp.scoring.components import (
+    NO_EARLY_EXIT,
     SIMILARITIES,
     EasInputs,
-    adaptability,
     initial_information,
     layer_weights,
 )
@@ -108,9 +108,6 @@ def curve_notes(trace: Trace, diagnostics: ConfidenceDiagnostics) -> tuple[str, 
     return tuple(notes)
 
 
-NO_EARLY_EXIT = "the trace holds no exit before the last"
-
-
 @dataclass(frozen=True)
 class _Measured:
     """What the scores are computed from.
@@ -166,7 +163,7 @@ def score(
     estimates = {name: component.estimate(bootstrap) for name, component in _components(measured).items()}
     literal = _literal_calibration(measured.diagnostics)
     skips = {name: bootstrap.estimate(values) for name, values in _oracle_skips(measured).items()}
-    eas = EasInputs(measured.means, layer_weights(trace.exits, trace.layers), bootstrap)
+    eas = _eas_inputs(measured)
     variants = tuple(eas.variant(similarity, EAS_ALPHA) for similarity in SIMILARITIES)
     head = head_flops(trace.shape)
     return ScoreCard(
@@ -203,21 +200,24 @@ def drawn_figures(
     Raises what `score` raises.
     """
     measured = _measure(trace, draws, seed)
+    eas = _eas_inputs(measured)
     figures = {
         **_components(measured),
         **{name: DrawnFigure(values) for name, values in _oracle_skips(measured).items()},
-        **{f"eas_{similarity}": _eas(measured, similarity) for similarity in SIMILARITIES},
+        **{
+            f"eas_{similarity}": DrawnFigure(eas.values(similarity, EAS_ALPHA))
+            if len(eas.weights)
+            else DrawnFigure(None, NO_EARLY_EXIT)
+            for similarity in SIMILARITIES
+        },
         "nll": DrawnFigure(measured.means["nll"][:, -1]),
     }
     return measured.bootstrap, figures
 
 
-def _eas(measured: _Measured, similarity: str) -> DrawnFigure:
+def _eas_inputs(measured: _Measured) -> EasInputs:
     weights = layer_weights(measured.trace.exits, measured.trace.layers)[:-1]
-    if not len(weights):
-        return DrawnFigure(None, NO_EARLY_EXIT)
-    means = measured.means[SIMILARITIES[similarity]][:, :-1]
-    return DrawnFigure(adaptability(means, weights, EAS_ALPHA))
+    return EasInputs(measured.means, weights, measured.bootstrap)
 
 
 def _measure(trace: Trace, draws: int, seed: int) -> _Measured:

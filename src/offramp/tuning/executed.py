@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.policies.binding import text_caveat
 from offramp.policies.charge import Charge, Units, prices_for, run_of
-from offramp.policies.cost_breakdown import PriceAt
+from offramp.policies.decisions import task_of
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv import PROPAGATE, STRATEGIES
 from offramp.policies.policy import ExitPolicy
@@ -164,8 +164,9 @@ class _Floor:
     def test_full_model(self, clock: Deadline) -> None:
         """Test the full model itself, where it may break the floor."""
         if self.pool is not None and self.job.floor.kind == REFERENCE and self.planned >= self.needed:
-            self.alone = self._sequence(clock).run([_full_model(self.pool)])
-            self.trials = self.alone
+            risk = self.pool.full_model().risk
+            full_model = Proposal(PLAIN_DECODING, PROPAGATE.name, risk, risk, 1.0, 1.0, free=True)
+            self.trials = self.alone = self._sequence(clock).run([full_model])
 
     def test(self, clock: Deadline) -> None:
         """Test the candidates until the sequence ends or the time is used up."""
@@ -255,12 +256,6 @@ class _Floor:
         )
 
 
-def _full_model(pool: Pool) -> Proposal:
-    """The full model as a candidate: what it loses on the search documents, at its own price."""
-    risk = pool.full_model().risk
-    return Proposal(PLAIN_DECODING, PROPAGATE.name, risk, risk, 1.0, 1.0, free=True)
-
-
 def _documents(job: TuningJob, executor: Executor, limits: DecodingLimits) -> tuple[int, int, int]:
     """Documents without a loss that the floor needs, those that a candidate may be decoded on, and those that
     bets are sized for."""
@@ -308,7 +303,7 @@ def _kv_of(trial: Tried) -> str | None:
 
 def _assumption(job: TuningJob, executor: Executor, kv: str | None) -> str:
     """What the certificate takes for granted."""
-    name = job.trace.request.get("workload", {}).get("name", "this workload")
+    name = task_of(job.trace) or "this workload"
     prompt = (
         f"whole prompts drawn like those of {name}"
         if executor.prompt_tokens is None
@@ -435,7 +430,11 @@ def _held(job: TuningJob, executor: Executor, prices: PricesOf, chosen: Proposal
         return unmeasured(chosen.policy, why, job.pricing.plain, kv=chosen.kv)
     run, at = run_of(again.trace, chosen.policy, again.decisions), prices(chosen.kv)
     charges = [Charge.of(document, chosen.kv) for document in Units.of(run).canonical()]
-    sums = [(*_charged(charge, at), charge.layers) for charge in charges]
+    sums = [
+        (paid.total, charge.breakdown(at, checks_free=True).total, paid.plain, charge.layers)
+        for charge in charges
+        for paid in [charge.breakdown(at)]
+    ]
     cost, free, plain, layers = np.array(sums, dtype=np.float64).T
     rows = document_rows(again.trace)
     bootstrap = document_bootstrap(rows.count, draws=DRAWS, seed=job.seed)
@@ -459,9 +458,3 @@ def _held(job: TuningJob, executor: Executor, prices: PricesOf, chosen: Proposal
         reference_agreement=None if reference is None else _kept(job, reference),
         gain=Charge.of(run, chosen.kv).breakdown(at).gain,
     )
-
-
-def _charged(charge: Charge, at: PriceAt) -> tuple[float, float, float]:
-    """What a document takes with the policy, with its checks for free, and plainly."""
-    paid = charge.breakdown(at)
-    return paid.total, charge.breakdown(at, checks_free=True).total, paid.plain

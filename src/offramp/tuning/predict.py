@@ -208,7 +208,7 @@ def predict(
     figures = held if floor is not None else replace(held, quality=held.agreement)
     prediction = Prediction(
         **shared_fields(figures, HeldOut),
-        workload=str(trace.request.get("workload", {}).get("name", "unknown")),
+        workload=task_of(trace) or "unknown",
         machine=pricing.machine,
         batch=pricing.batch,
         floor=floor,

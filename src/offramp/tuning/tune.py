@@ -11,6 +11,7 @@ from offramp.kit.arguments import checked
 from offramp.kit.defaults import DELTA, LOCAL, METHOD, SEED
 from offramp.kit.numbers import Count, Share, Whole
 from offramp.policies.binding import text_caveat
+from offramp.policies.decisions import task_of
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv import PROPAGATE, STRATEGIES, exits_without, maps_charged
 from offramp.policies.names import StrategyName
@@ -68,7 +69,7 @@ def _test(job: TuningJob, candidates: list[ScoredPolicy]) -> tuple[ScoredPolicy 
 def assumption_of_replay(job: TuningJob) -> str:
     """What a replay bound takes for granted."""
     trace = job.trace
-    name = trace.request.get("workload", {}).get("name", "this workload")
+    name = task_of(trace) or "this workload"
     generated = bool(trace.generated.any())
     forced = "teacher-forced on the full model's own answers" if generated else "teacher-forced"
     tokens = lengths_text(lengths_of(trace))

@@ -240,10 +240,8 @@ def eas_figure(card: ScoreCard) -> Markup:
     )
     why = "the study publishes no interval"
     published = [
-        ShownFigure(
-            f"{other.model}, published", Estimate(other.eas, no_interval=why), decimal, look=PUBLISHED
-        )
-        for other in sorted(PUBLISHED_EAS, key=lambda score: -score.eas)
+        ShownFigure(f"{model}, published", Estimate(eas, no_interval=why), decimal, look=PUBLISHED)
+        for model, eas in sorted(PUBLISHED_EAS.items(), key=lambda published: -published[1])
     ]
     figures, caption = [*eas_figures(card), *published], f"EAS; published values from {STUDY}"
     return _drawn("Early-exit Adaptability Score", note, figures, title="EAS", caption=caption)
