@@ -277,16 +277,3 @@ def test_a_logit_that_is_not_finite_is_an_error() -> None:
     assert require_finite(chosen[:1]).tolist() == [2]
     with pytest.raises(offramp.OfframpError, match="not finite"):
         require_finite(chosen)
-
-
-@pytest.mark.real_model
-@pytest.mark.slow
-def test_the_default_model(smollm2: Model) -> None:
-    """A document of 12 tokens; exits and tokens are those of forced decoding."""
-    trace = offramp.trace(smollm2, "prose", tokens=12, document_tokens=12, progress=False)
-    policy = "threshold:signal=margin,value=0.6,exits=15+25"
-    found = offramp.rerun(smollm2, trace, policy)
-    exits, top1 = forced(smollm2, trace, policy, "propagate")
-    assert found.exits.tolist() == exits.tolist()
-    assert found.top1.tolist() == top1.tolist()
-    assert 0 < (exits < 30).mean() < 1

@@ -37,7 +37,7 @@ def test_lm_evals_command_runs_all_of_them_without_a_network(
 ) -> None:
     folder = write_llama(tmp_path / "tiny", max_position_embeddings=512)
     arguments = (
-        f"--model offramp --model_args pretrained={folder},policy=static:exit=2 --limit 2 "
+        f"--model offramp --model_args pretrained={folder},policy=static:exit=2 --limit 1 "
         f"--tasks {','.join(sorted(NAMES))}"
     )
     # Reading the thousands of tasks that lm-eval brings takes longer than all else.
