@@ -81,9 +81,9 @@ def effect_sentences(result: CombineResult) -> list[str]:
 
     Nothing of a measurement with a defect.
     """
-    found: list[str] = []
+    sentences: list[str] = []
     if result.defects:
-        return found
+        return sentences
     for effect, words in EFFECTS.items():
         names = [
             f"{combination.name} ({_bracketed(combination.interaction)})"
@@ -91,8 +91,8 @@ def effect_sentences(result: CombineResult) -> list[str]:
             if combination.interaction is not None and combination.effect == effect
         ]
         if names:
-            found.append(f"{words}: {listed(names)} of the product of the single gains.")
-    return found
+            sentences.append(f"{words}: {listed(names)} of the product of the single gains.")
+    return sentences
 
 
 def times_plain(speedup: Estimate[float] | None) -> str:
@@ -209,8 +209,8 @@ def combined_sections(comparison: Comparison) -> Markup:
     """Every measurement of combinations of a comparison, the long tables on request; nothing without one."""
     if not comparison.combined:
         return Markup()
-    found = [measurement(result) | {"name": place_of(result)} for result in comparison.combined]
-    return fragment("combined", "section", INTRODUCTION, found, "part")
+    parts = [measurement(result) | {"name": place_of(result)} for result in comparison.combined]
+    return fragment("combined", "section", INTRODUCTION, parts, "part")
 
 
 INTRODUCTION = (

@@ -363,12 +363,12 @@ def introduction(groups: Sequence[tuple[str, str, Sequence[Row]]]) -> str:
 def charts_of(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
     """What is overlaid: (name, "workload" or "model", rows). One line a model, or one line a workload."""
     workloads, models = distinct([row.workload for row in rows]), distinct([row_name(row) for row in rows])
-    found = []
+    charts = []
     if len(models) > 1 or len(workloads) == 1:
-        found += [(name, "workload", [row for row in rows if row.workload == name]) for name in workloads]
+        charts += [(name, "workload", [row for row in rows if row.workload == name]) for name in workloads]
     if len(workloads) > 1:
-        found += [(name, "model", [row for row in rows if row_name(row) == name]) for name in models]
-    return found
+        charts += [(name, "model", [row for row in rows if row_name(row) == name]) for name in models]
+    return charts
 
 
 def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> Markup:

@@ -102,27 +102,27 @@ def short_text(value: float, low: float | None, high: float | None, number: Numb
     return f"{number(value)} ({limits})" if limits else number(value)
 
 
-def too_wide(found: Timed) -> bool:
+def too_wide(timed: Timed) -> bool:
     """Whether an interval of times or their ratio says no more than that there were too few prompts."""
-    value, low, high = found.value, found.low, found.high
+    value, low, high = timed.value, timed.low, timed.high
     if value is None or low is None or high is None:
         return False
     return high > TOO_WIDE * value or TOO_WIDE * low < value
 
 
-def limits_of(found: Timed, number: NumberFormat) -> str:
+def limits_of(timed: Timed, number: NumberFormat) -> str:
     """The interval; of what is no share in words where it is too wide to say anything."""
-    if number is not percent and too_wide(found):
+    if number is not percent and too_wide(timed):
         return TOO_FEW_PROMPTS
-    return interval_text(found.low, found.high, number)
+    return interval_text(timed.low, timed.high, number)
 
 
-def timed_text(found: Timed, number: NumberFormat) -> str:
+def timed_text(timed: Timed, number: NumberFormat) -> str:
     """A figure of a timing with `limits_of`: "1.120 × (1.090 to 1.150 ×)"; "–" for none."""
-    if found.value is None:
+    if timed.value is None:
         return "–"
-    limits = limits_of(found, number)
-    return f"{number(found.value)} ({limits})" if limits else number(found.value)
+    limits = limits_of(timed, number)
+    return f"{number(timed.value)} ({limits})" if limits else number(timed.value)
 
 
 def range_text(low: str, high: str) -> str:

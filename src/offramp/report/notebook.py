@@ -47,8 +47,8 @@ def framed(title: str, content: Markup, layers: int = 0) -> str:
     return f'<iframe title="{escape(title)}" style="{style}" srcdoc="{escape(str(page))}"></iframe>'
 
 
-def _findings(found: Findings) -> str:
-    result = found.result
+def _findings(findings: Findings) -> str:
+    result = findings.result
     layers = max([result.layers, *[int(one.trace.exits[-1]) for one in result.workloads]])
     parts = [verdict_section(result)]
     for workload, name in zip(result.workloads, identities(result.workloads), strict=True):

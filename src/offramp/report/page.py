@@ -82,11 +82,11 @@ def render(run: RunResult) -> str:
 
 def identities(workloads: tuple[WorkloadResult, ...]) -> list[str]:
     """One id per workload, different even if the names differ only in punctuation."""
-    found: list[str] = []
+    slugs: list[str] = []
     for workload in workloads:
         name = slug(workload.name)
-        found.append(name if name not in found else f"{name}-{len(found) + 1}")
-    return found
+        slugs.append(name if name not in slugs else f"{name}-{len(slugs) + 1}")
+    return slugs
 
 
 def links(run: RunResult) -> list[tuple[str, str]]:

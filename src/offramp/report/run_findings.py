@@ -60,13 +60,13 @@ def next_step(run: RunResult) -> NextStep | None:
     Decode with what pays; else settle what is open, by more time or more text; else try exits that are
     trained.
     """
-    found = main_findings(run)
+    findings = main_findings(run)
     call = run.call
-    if run.progress is not None or call is None or not found:
+    if run.progress is not None or call is None or not findings:
         return None
-    paying = [one for one in found if one.decision == "pays"]
+    paying = [finding for finding in findings if finding.decision == "pays"]
     if paying:
-        best = max(paying, key=lambda one: one.speedup)
+        best = max(paying, key=lambda finding: finding.speedup)
         policy = Path(run.folder) / POLICIES / policy_file(best.workload, best.detail.floor)
         return NextStep(
             f"Decode with what pays on {best.workload}: {short_name(best.policy)}.",
@@ -126,7 +126,7 @@ def _more_text(run: RunResult, call: RunCall) -> NextStep | None:
     why = f"needs {counted(needed, 'document')} that lose nothing, and {at_hand:,} are at hand"
     if at_hand >= needed:
         why = f"is still open after all {counted(at_hand, 'document')} at hand"
-    asked = min(one.floor for workload in run.workloads for one in workload.verdicts)
+    asked = min(judged.floor for workload in run.workloads for judged in workload.verdicts)
     looser = next((floor for floor in LOOSER if floor < asked and floor <= best), None)
     if looser is not None:
         return NextStep(

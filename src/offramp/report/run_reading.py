@@ -278,21 +278,21 @@ class RunReader:
 
     def _not_decoded(self, decoded: Mapping[str, Decoded]) -> dict[str, str]:
         """By workload, why nothing was; nothing of what is yet to come."""
-        found = {}
+        reasons = {}
         asked = dict(self.tasks("decode"))
         for name in (workload.name for workload in self.study.workloads):
             if name in decoded:
                 continue
             if name not in asked:
-                found[name] = self.plan.unavailable.get(LOCAL, NOT_ASKED) if self.study.large else NOT_ASKED
+                reasons[name] = self.plan.unavailable.get(LOCAL, NOT_ASKED) if self.study.large else NOT_ASKED
             elif (failure := self.folder.failure(asked[name])) is not None:
-                found[name] = failure.what
+                reasons[name] = failure.what
             elif self.folder.is_done(asked[name]):
                 left = self.folder.result(DecodeWork, asked[name])
                 assert isinstance(left, NothingDecoded)  # or it is among what was decoded
-                found[name] = left.why_nothing
+                reasons[name] = left.why_nothing
         return {
-            **found,
+            **reasons,
             **{name: why for name, why in self.plan.unavailable.items() if name not in (LOCAL, OWN)},
         }
 
@@ -304,9 +304,9 @@ class RunReader:
         path = self.folder.path / COMBINED_FILE
         if not path.is_file() or model is None:
             return None
-        found = read_combined(path)
-        same = found.circumstances["model_fingerprint"] == model.facts["model_fingerprint"]
-        return found if same else None
+        combined = read_combined(path)
+        same = combined.circumstances["model_fingerprint"] == model.facts["model_fingerprint"]
+        return combined if same else None
 
 
 @dataclass(frozen=True)

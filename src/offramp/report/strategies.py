@@ -120,7 +120,7 @@ def beside(strategies: Sequence[StrategyResult]) -> list[Paired]:
     for place, one in enumerate(measured):
         by_key.setdefault(_key(one), []).append(place)
     used: set[int] = set()
-    found = []
+    pairs = []
     for strategy in strategies:
         if strategy.basis == "measured":
             continue
@@ -129,9 +129,9 @@ def beside(strategies: Sequence[StrategyResult]) -> list[Paired]:
         )
         if match is not None:
             used.add(match)
-        found.append(Paired(strategy, None if match is None else measured[match]))
-    found += [Paired(None, one) for place, one in enumerate(measured) if place not in used]
-    return found
+        pairs.append(Paired(strategy, None if match is None else measured[match]))
+    pairs += [Paired(None, one) for place, one in enumerate(measured) if place not in used]
+    return pairs
 
 
 def _key(strategy: StrategyResult) -> tuple[object, ...]:
@@ -163,31 +163,31 @@ def _name_cell(standing: Paired) -> Cell:
 
 
 def _predicted_cell(standing: Paired) -> Cell:
-    found = standing.predicted
-    return Cell(NOTHING) if found is None else estimated(found.net_speedup, times)
+    predicted = standing.predicted
+    return Cell(NOTHING) if predicted is None else estimated(predicted.net_speedup, times)
 
 
 def _measured_cell(standing: Paired) -> Cell:
     """The stopwatch's answer; one with a defect is struck out and sorted last."""
-    found = standing.measured
-    if found is None:
+    measured = standing.measured
+    if measured is None:
         return Cell(NOTHING)
-    if found.defect:
-        value = found.net_speedup.value
+    if measured.defect:
+        value = measured.net_speedup.value
         shown = "undefined" if value is None else times(value)
-        struck = fragment("comparison", "struck", shown) + styled(found.answer, "invalid")
+        struck = fragment("comparison", "struck", shown) + styled(measured.answer, "invalid")
         return Cell("DEFECT", tone="invalid", html=struck)
-    return estimated(found.net_speedup, times, found.answer)
+    return estimated(measured.net_speedup, times, measured.answer)
 
 
 def _credit_cell(standing: Paired) -> Cell:
     """What exits add to the best decoder without them of the same turns, or why that is not known."""
-    found = standing.measured
-    if found is None or found.plain or found.defect:
+    measured = standing.measured
+    if measured is None or measured.plain or measured.defect:
         return Cell(NOTHING)
-    if found.credit.value is None:
-        return Cell(NOTHING, below=found.credit.undefined or "")
-    return estimated(found.credit, times, f"over {found.credit_over}")
+    if measured.credit.value is None:
+        return Cell(NOTHING, below=measured.credit.undefined or "")
+    return estimated(measured.credit, times, f"over {measured.credit_over}")
 
 
 def _agreement_cell(standing: Paired) -> Cell:
@@ -219,8 +219,12 @@ def _time_cell(standing: Paired) -> Cell:
 
 def _characters(standing: Paired) -> float | None:
     """Characters per second, as measured where it was."""
-    found = [one.characters_per_second for one in (standing.measured, standing.predicted) if one is not None]
-    return next((value for value in found if value is not None), None)
+    known = [
+        strategy.characters_per_second
+        for strategy in (standing.measured, standing.predicted)
+        if strategy is not None
+    ]
+    return next((value for value in known if value is not None), None)
 
 
 def _gain(part: str, standing: Paired) -> float | None:

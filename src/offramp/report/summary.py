@@ -195,13 +195,13 @@ def summary_schema() -> dict[str, Any]:
     """
     from offramp.kit.record_schema import schema_of
 
-    found = schema_of(Summary)
-    found["properties"]["sha256"] = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+    schema = schema_of(Summary)
+    schema["properties"]["sha256"] = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:offramp:summary:{SCHEMA_VERSION}",
         "title": "offramp summary.json",
-        **found,
+        **schema,
     }
 
 
@@ -277,13 +277,13 @@ def predicted_of(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> 
     plain = plain_seconds(run, workload, verdict.basis)
     predicted = plain / speedup.value if plain is not None and speedup.value else None
     decoded, measured, timed = run.decoded(workload.name), None, "not timed"
-    for one in () if decoded is None else decoded.policies:
-        seconds = decoded.contender_of(one).seconds_per_token if decoded is not None else None
-        if (one.policy, one.kv) == (policy, kv) and decoded is not None and seconds is not None:
+    for choice in () if decoded is None else decoded.policies:
+        seconds = decoded.contender_of(choice).seconds_per_token if decoded is not None else None
+        if (choice.policy, choice.kv) == (policy, kv) and decoded is not None and seconds is not None:
             timed = "timed" if decoded.sound else "timed with a defect"
             if decoded.sound:  # all of one moment: the machine may have been faster when it was profiled
                 plain, measured = decoded.plain_seconds, seconds.value
-                predicted = None if one.forecast is None else one.forecast.predicted
+                predicted = None if choice.forecast is None else choice.forecast.predicted
             break
     return Predicted(
         workload=workload.name,
@@ -306,7 +306,11 @@ def predicted_speedup(workload: WorkloadResult, verdict: Verdict) -> Estimate:
         return Estimate(1.0)
     if verdict.tried is not None and verdict.policy == PLAIN_DECODING:
         return Estimate(verdict.tried.predicted_speed)
-    tuned = [one for one in workload.tuned if one.policy == policy and one.net_speedup.value is not None]
+    tuned = [
+        answer
+        for answer in workload.tuned
+        if answer.policy == policy and answer.net_speedup.value is not None
+    ]
     return tuned[0].net_speedup if tuned else verdict.net_speedup
 
 

@@ -132,12 +132,12 @@ class Column(Generic[T]):
 
     def cell(self, row: T) -> Cell:
         """A row's cell."""
-        found = self.of(row)
-        if isinstance(found, Cell):
-            return found
-        if isinstance(found, Estimate):
-            return estimated(found, self.shown)
-        return Cell(NOTHING if found is None else self.shown(found), value=found)
+        shown = self.of(row)
+        if isinstance(shown, Cell):
+            return shown
+        if isinstance(shown, Estimate):
+            return estimated(shown, self.shown)
+        return Cell(NOTHING if shown is None else self.shown(shown), value=shown)
 
     def names(self) -> list[tuple[str, type]]:
         """The columns of data, with their types."""
@@ -180,13 +180,13 @@ def estimated(estimate: Estimate, shown: Callable[[Any], str], *below: str) -> C
 
 def reasons(estimates: Iterable[Estimate]) -> list[str]:
     """Why some of these have no value or no interval, each reason once with how often it holds."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for estimate in estimates:
         why = f"Undefined: {estimate.undefined}" if estimate.value is None else estimate.no_interval
         if why and not (estimate.value is None and not estimate.undefined):
             why = why if estimate.value is None else f"Without an interval: {why}"
-            found[why] = found.get(why, 0) + 1
-    return [f"{why} ({counted(count, 'figure')})." for why, count in found.items()]
+            counts[why] = counts.get(why, 0) + 1
+    return [f"{why} ({counted(count, 'figure')})." for why, count in counts.items()]
 
 
 @dataclass(frozen=True)
@@ -276,16 +276,16 @@ class Table(Generic[T]):
 
         from offramp.report.word_table import WordTable
 
-        found = list(rows)
+        all_rows = list(rows)
         title = caption or self.caption
-        if most is not None and len(found) > most:
-            title += f", {most} of {len(found)}; the page has all"
-        if not found and self.nothing:
+        if most is not None and len(all_rows) > most:
+            title += f", {most} of {len(all_rows)}; the page has all"
+        if not all_rows and self.nothing:
             return Text(self.nothing)
         columns = [column for column in self.columns if column.name and column.on != "page"]
         if self.groups is not None:
             columns.insert(0, self.groups)
-        shown = _told_apart([column.cell(row) for column in columns] for row in found[:most])
+        shown = _told_apart([column.cell(row) for column in columns] for row in all_rows[:most])
         cells = [list(map(_text, row)) for row in shown]
         if self.groups is not None:
             _said_once(cells)

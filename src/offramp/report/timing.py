@@ -310,14 +310,14 @@ class Way:
 
 def ways_of(decoded: Decoded | None, workload: WorkloadResult | None) -> list[Way]:
     """Every way to decode that was timed or decoded, the fastest first; what misses its floor last."""
-    found = [] if decoded is None else _timed(decoded, workload)
-    known = {(one.policy, one.kv) for one in found}
+    ways = [] if decoded is None else _timed(decoded, workload)
+    known = {(way.policy, way.kv) for way in ways}
     for tuned in () if workload is None else workload.tuned:
         for candidate in tuned.candidates:
             if candidate.executed is not None and (candidate.policy, candidate.kv) not in known:
                 known.add((candidate.policy, candidate.kv))
-                found.append(Way(None, candidate, tuned.floor.value, judged_of(workload, candidate)))
-    return sorted(found, key=lambda one: (one.misses, -_value(one)))
+                ways.append(Way(None, candidate, tuned.floor.value, judged_of(workload, candidate)))
+    return sorted(ways, key=lambda way: (way.misses, -_value(way)))
 
 
 def _value(way: Way) -> float:
@@ -379,9 +379,9 @@ def best_without_exits(ways: Sequence[Way], floor: float, named: str = "") -> Wa
 def kept_text(way: Way) -> str:
     """What it keeps, and on what that rests: documents of a certificate and prompts of a timing are two."""
     if way.judged is not None:
-        found = way.judged
-        held = "" if found.certified is None else f", certified ≥ {whole_percent(found.certified)}"
-        return f"{estimate_text(found.kept, percent)} of {counted(found.documents, 'document')}{held}"
+        judged = way.judged
+        held = "" if judged.certified is None else f", certified ≥ {whole_percent(judged.certified)}"
+        return f"{estimate_text(judged.kept, percent)} of {counted(judged.documents, 'document')}{held}"
     if way.policy is None and way.kept is not None and way.kept.value == 1.0:
         return "100 %, lossless"
     return "not judged" if way.kept is None else f"{estimate_text(way.kept, percent)} of the timed prompts"

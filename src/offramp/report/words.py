@@ -239,7 +239,7 @@ def machines_sentence(answers: Sequence[MachineAnswer]) -> str:
     for answer in answers_at_main_floor(answers):
         by_machine.setdefault(answer.machine, []).append(answer)
     return "; ".join(
-        f"on {machine_name(machine)} {batch_words(found)}" for machine, found in by_machine.items()
+        f"on {machine_name(machine)} {batch_words(of_machine)}" for machine, of_machine in by_machine.items()
     )
 
 
@@ -386,18 +386,18 @@ def wrong_with(run: RunResult) -> list[str]:
 
 def repair_note(run: RunResult) -> str:
     """What keys and values of skipped layers change: measured where a policy was decoded, else not known."""
-    found = []
+    shares = []
     for decoded in run.decoding:
         policy = decoded.main
         if policy is None or policy.free_running is None or policy.forecast is None:
             continue
         replayed = policy.forecast.predicted_agreement
         if replayed is not None:
-            found.append(
+            shares.append(
                 f"on {decoded.workload} ({policy.kv}) {percent(replayed)} replayed and "
                 f"{percent(policy.free_running.agreement.value)} of the text that the policy generated"
             )
-    return f"{REPAIR_NOTE} Of the policies decoded agreement is {listed(found)}." if found else REPAIR_NOTE
+    return f"{REPAIR_NOTE} Of the policies decoded agreement is {listed(shares)}." if shares else REPAIR_NOTE
 
 
 def verdict_caveats(run: RunResult) -> list[str]:
@@ -427,7 +427,9 @@ def trace_caveats(run: RunResult) -> list[str]:
     """Notes of all workloads once, documents left out, and notes of single workloads."""
     several = run.workloads if len(run.workloads) > 1 else ()
     common = (
-        [note for note in several[0].notes if all(note in one.notes for one in several)] if several else []
+        [note for note in several[0].notes if all(note in result.notes for result in several)]
+        if several
+        else []
     )
     notes = [f"{note[:1].upper()}{note[1:]}." for note in common]
     notes += lost_documents(run)

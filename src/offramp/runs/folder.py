@@ -121,14 +121,14 @@ def find_traces(folder: Path) -> list[Path]:
     from offramp.tracing.trace_files import MANIFEST, REQUEST  # pyarrow takes a while
 
     places = (folder / TRACES).glob("*/*")
-    found = sorted(path for path in places if (path / MANIFEST).is_file() or (path / REQUEST).is_file())
-    if not found:
+    traces = sorted(path for path in places if (path / MANIFEST).is_file() or (path / REQUEST).is_file())
+    if not traces:
         raise InputError(
             "no trace of the run is finished yet",
             where=str(folder),
             fix=f"give its command again, which goes on where it stopped: {StudyFolder(folder).command()}",
         )
-    return found
+    return traces
 
 
 def find_raw_traces(folder: Path) -> list[Path]:
@@ -149,14 +149,14 @@ def find_trace(folder: Path) -> Path:
 
     Raises InputError if it is the folder of a run with several.
     """
-    found = find_traces(folder)
-    if len(found) > 1:
+    traces = find_traces(folder)
+    if len(traces) > 1:
         raise InputError(
-            f"the run has {len(found)} traces",
+            f"the run has {len(traces)} traces",
             where=str(folder),
-            fix="give one of them: " + ", ".join(str(path) for path in found),
+            fix="give one of them: " + ", ".join(str(path) for path in traces),
         )
-    return found[0]
+    return traces[0]
 
 
 @dataclass(frozen=True)
@@ -250,11 +250,11 @@ def trace_for(folder: Path, policy: str | None) -> Path:
 
     Raises InputError if it is the folder of a run with several, and the policy of none of their texts.
     """
-    found = find_traces(folder)
-    if len(found) == 1:
-        return found[0]
+    traces = find_traces(folder)
+    if len(traces) == 1:
+        return traces[0]
     text = None if policy is None else text_of(policy)
-    near = ((place, contents_at(place)) for place in found) if text is not None else ()
+    near = ((place, contents_at(place)) for place in traces) if text is not None else ()
     own = (place for place, contents in near if contents is not None and contents.workload == text)
     return next(own, None) or find_trace(folder)
 

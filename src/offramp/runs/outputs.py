@@ -68,16 +68,16 @@ def _policies(result: RunResult, heads: Mapping[str, Path], folder: Path) -> dic
 
     heads: that a workload was traced through, by its name.
     """
-    found: dict[str, Callable[[], object]] = {}
+    writers: dict[str, Callable[[], object]] = {}
     for row in result.workloads:
         name, fitted = safe_name(row.name), heads.get(row.name)
         for verdict in row.verdicts:
             file = f"{name}-agreement-{number_text(verdict.floor)}.json"
-            found[file] = partial(write_policy, verdict.policy, folder / file)
+            writers[file] = partial(write_policy, verdict.policy, folder / file)
         for tuned in row.tuned:
             file = policy_file(row.name, tuned.floor.value)
-            found[file] = partial(write_tuned, folder / file, tuned, fitted)
-    return {f"{folder.name}/{file}": write for file, write in found.items()}
+            writers[file] = partial(write_tuned, folder / file, tuned, fitted)
+    return {f"{folder.name}/{file}": write for file, write in writers.items()}
 
 
 def mirror(owned: OwnFiles, place: str, source: Path) -> None:

@@ -382,6 +382,7 @@ class _StartedRun:
 
     def run(self, before_decoding: Callable[[RunResult], None]) -> Findings:
         """Every task in turn, with a page after each that shows something new."""
+        # 1. The plan, and how this run was started.
         plan = self.planned(kept=True)
         call = self.asked.call(named=self.model_request.given is None)
         self.folder.journal.append(
@@ -400,11 +401,13 @@ class _StartedRun:
                 )
             ),
         )
+        # 2. What failed is tried again, what is damaged made again; what cannot be had here is left out.
         for task in plan.tasks.values():
             self.folder.forget_failure(task)
             for problem in self.folder.verify(task):
                 say(f"made again, since a file of the {task.kind} task was damaged: {problem}")
         plan = self.prepared(plan)
+        # 3. The tasks in turn.
         reader = RunReader(self.path)
         decoding = [task for task in plan.tasks.values() if task.kind == "decode"]
         for task, name in _in_order(plan):
@@ -417,6 +420,7 @@ class _StartedRun:
                 self.do(task, name)
             if (name, task) in reader.tasks("trace"):
                 show_trace(reader, name, task)
+        # 4. The page, the summary and the policies of all that is done.
         return write_outputs(reader)
 
     def prepared(self, plan: StudyPlan) -> StudyPlan:

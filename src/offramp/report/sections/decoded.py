@@ -115,17 +115,21 @@ def contenders_table(worth: float, plain: str) -> Table[Contender]:
             Column("Contender", lambda contender: contender.name),
             Column("Role", lambda contender: contender.role),
             Column("Time per token", _time_cell),
-            Column(f"Speed over {plain}", _timed(lambda one: with_interval(one.ratio, times))),
-            Column("Answer", _timed(lambda one: contender_answer(one, worth))),
-            Column("First token", _timed(lambda one: one.first_token_seconds), duration),
-            Column("Tokens a second", _timed(lambda one: one.tokens_per_second), partial(decimal, digits=1)),
-            Column("Peak memory", _timed(lambda one: one.peak_memory_bytes), shown_size),
+            Column(f"Speed over {plain}", _timed(lambda timed: with_interval(timed.ratio, times))),
+            Column("Answer", _timed(lambda timed: contender_answer(timed, worth))),
+            Column("First token", _timed(lambda timed: timed.first_token_seconds), duration),
+            Column(
+                "Tokens a second", _timed(lambda timed: timed.tokens_per_second), partial(decimal, digits=1)
+            ),
+            Column("Peak memory", _timed(lambda timed: timed.peak_memory_bytes), shown_size),
             Column("Layers ran / said", _timed(_layers_text)),
             Column(
-                "Heads per token", _timed(lambda one: one.counted.heads if one.counted else None), decimal
+                "Heads per token",
+                _timed(lambda timed: timed.counted.heads if timed.counted else None),
+                decimal,
             ),
-            Column("Same output", _timed(lambda one: one.same_output), partial(percent, digits=0)),
-            Column("Agreement", _timed(lambda one: with_interval(one.executed_agreement, percent))),
+            Column("Same output", _timed(lambda timed: timed.same_output), partial(percent, digits=0)),
+            Column("Agreement", _timed(lambda timed: with_interval(timed.executed_agreement, percent))),
         ),
         caption="Everything that took turns",
         words=2,
@@ -231,24 +235,24 @@ def workload_block(decoded: Decoded, workload: WorkloadResult | None = None) -> 
 
 def left_out(decoded: Decoded) -> list[str]:
     """Ways that were to take part and did not, with the reason; that a measurement has a defect."""
-    found = [
+    lines = [
         f"Not timed: {short_name(contender.name)}: {contender.left_out}."
         for contender in decoded.bench.contenders
         if contender.left_out is not None
     ]
-    return [*found, *([] if decoded.sound else ["This measurement has a defect; it changes no verdict."])]
+    return [*lines, *([] if decoded.sound else ["This measurement has a defect; it changes no verdict."])]
 
 
 def sentences(decoded: Decoded) -> list[str]:
     """The chosen policy's prediction held against the stopwatch, and whether predictions count here."""
-    found = []
+    lines = []
     main = decoded.main
     if main is not None and main.forecast is not None:
-        found.append(f"The chosen policy: {error_sentence(main.forecast)}")
+        lines.append(f"The chosen policy: {error_sentence(main.forecast)}")
     verdict = decoded.prediction_counts
     if verdict is not None:
-        found.append(counts_sentence(verdict))
-    return found
+        lines.append(counts_sentence(verdict))
+    return lines
 
 
 def beside_figure(decoded: Decoded) -> Markup:

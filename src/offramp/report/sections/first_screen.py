@@ -276,9 +276,9 @@ def _panel(run: RunResult, name: str, ways: Sequence[Way], letters: dict[str, st
     lost = 1.0 - min([*floors, *[kept.value for _, kept, _ in drawn], 0.98])
     heights = [end for _, _, speed in drawn for end in _ends(speed)]
     groups = (
-        ("without exits", 5, 1, [found for found in drawn if not found[0].exits]),
-        ("exits, timed", 0, 0, [found for found in drawn if found[0].exits and not found[0].unsure]),
-        ("exits, unsure", 0, RING, [found for found in drawn if found[0].exits and found[0].unsure]),
+        ("without exits", 5, 1, [point for point in drawn if not point[0].exits]),
+        ("exits, timed", 0, 0, [point for point in drawn if point[0].exits and not point[0].unsure]),
+        ("exits, unsure", 0, RING, [point for point in drawn if point[0].exits and point[0].unsure]),
     )
     plot = Plot(
         title=f"Agreement kept and speed on {name}",
@@ -314,22 +314,22 @@ def _series(
     name: str,
     colour: int,
     shape: int,
-    found: list[tuple[Way, Estimate[float], Estimate[float]]],
+    points: list[tuple[Way, Estimate[float], Estimate[float]]],
     letters: dict[str, str],
 ) -> PlotSeries:
     """The points of one kind, with their intervals as lines."""
-    ends = [_ends(speed) for _, _, speed in found]
+    ends = [_ends(speed) for _, _, speed in points]
     return PlotSeries(
         name,
-        np.array([kept.value for _, kept, _ in found]),
-        np.array([speed.value for _, _, speed in found]),
+        np.array([kept.value for _, kept, _ in points]),
+        np.array([speed.value for _, _, speed in points]),
         colour,
         shape,
         np.array([end[0] for end in ends]),
         np.array([end[-1] for end in ends]),
         style="",
-        markers=len(found),
+        markers=len(points),
         whiskers=True,
-        said=[f"{one.name}: {speed_text(one)}, keeps {kept_text(one)}" for one, _, _ in found],
-        labels=[letters.get(one.name) or LABELS.get(one.name, "plain") for one, _, _ in found],
+        said=[f"{one.name}: {speed_text(one)}, keeps {kept_text(one)}" for one, _, _ in points],
+        labels=[letters.get(one.name) or LABELS.get(one.name, "plain") for one, _, _ in points],
     )

@@ -111,10 +111,10 @@ def ratio_text(layers: float) -> str:
 def sentences(hardware: PriceList) -> list[str]:
     """What the prices mean, and whether they add up to the time of plain decoding."""
     layer, probes = hardware.layer_seconds, hardware.probe_seconds
-    found = []
+    lines = []
     if "full head" in probes:
         cost = probes["full head"] / layer
-        found.append(
+        lines.append(
             f"Asking the full output head for its confidence costs as much as running {ratio_text(cost)}. "
             f"A policy that does so at {PROBED_EXITS} exits has spent {decimal(PROBED_EXITS * cost, 0)} "
             "layers' time before it has saved anything."
@@ -122,7 +122,7 @@ def sentences(hardware: PriceList) -> list[str]:
     cheap = {kind: seconds for kind, seconds in probes.items() if seconds < layer}
     if cheap:
         kind, seconds = max(cheap.items(), key=lambda pair: pair[1])
-        found.append(
+        lines.append(
             f"{len(cheap)} of {len(probes)} kinds of probe cost less than one layer; the dearest of them "
             f"is “{kind}” at {ratio_text(seconds / layer)}. Where early exit can pay, it pays with these."
         )
@@ -130,16 +130,16 @@ def sentences(hardware: PriceList) -> list[str]:
     total = f"Added up, the parts give {duration(plain)} per token for plain decoding"
     if ratio is not None:
         total += f"; the stopwatch gave {duration(plain / ratio)}, a ratio of {decimal(ratio, 3)}"
-    found.append(f"{total}.")
+    lines.append(f"{total}.")
     circumstances = [hardware.source]
     if hardware.threads is not None:
         circumstances.append(f"{hardware.threads} threads")
     if hardware.load is not None:
         circumstances.append(f"load {decimal(hardware.load, 1)} at the start")
-    found.append(f"Source: {', '.join(circumstances)}.")
+    lines.append(f"Source: {', '.join(circumstances)}.")
     if hardware.note is not None:
-        found.append(f"Timings: {hardware.note}.")
-    return found
+        lines.append(f"Timings: {hardware.note}.")
+    return lines
 
 
 Classifier = tuple[str, ClassifierQuality]

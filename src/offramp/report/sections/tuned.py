@@ -134,30 +134,30 @@ def floor_block(tuned: Tuned) -> dict[str, Any]:
 def facts(tuned: Tuned) -> list[tuple[str, str]]:
     """What the certificate rests on, and the speed of what it certifies."""
     certificate, floor = tuned.certificate, tuned.floor
-    found = []
+    rows = []
     if not tuned.plain:
-        found.append(("policy", str(tuned.policy)))
+        rows.append(("policy", str(tuned.policy)))
     if certificate.tested:
-        found.append(("method", METHODS.get(certificate.method, certificate.method)))
+        rows.append(("method", METHODS.get(certificate.method, certificate.method)))
         if certificate.delta is not None:
-            found.append(("chance that it is wrong (δ)", whole_percent(certificate.delta)))
+            rows.append(("chance that it is wrong (δ)", whole_percent(certificate.delta)))
     needed = f"{certificate.documents_needed:,} needed at least"
-    found.append(("documents to test on", f"{certificate.documents:,}{certificate.of_tokens} ({needed})"))
+    rows.append(("documents to test on", f"{certificate.documents:,}{certificate.of_tokens} ({needed})"))
     if certificate.stopped_after is not None:
-        found.append(("settled after", counted(certificate.stopped_after, "document")))
+        rows.append(("settled after", counted(certificate.stopped_after, "document")))
     if tuned.executed_agreement is not None:
-        found.append(("executed agreement", estimate_text(tuned.executed_agreement, percent)))
+        rows.append(("executed agreement", estimate_text(tuned.executed_agreement, percent)))
     if tuned.executed_reference_agreement is not None:
         kept = estimate_text(tuned.executed_reference_agreement, percent)
-        found.append(("executed agreement with the original model", kept))
-    found.append(("largest loss allowed", risk_text(floor, floor.risk)))
+        rows.append(("executed agreement with the original model", kept))
+    rows.append(("largest loss allowed", risk_text(floor, floor.risk)))
     if certificate.empirical_risk is not None:
-        found.append(("loss on those documents", risk_text(floor, certificate.empirical_risk)))
+        rows.append(("loss on those documents", risk_text(floor, certificate.empirical_risk)))
     if certificate.risk_bound is not None:
-        found.append(("largest loss not ruled out", risk_text(floor, certificate.risk_bound)))
+        rows.append(("largest loss not ruled out", risk_text(floor, certificate.risk_bound)))
     if certificate.tested:
-        found.append(("candidates tested, passed", f"{certificate.tested:,}, {certificate.passed:,}"))
-    return found if tuned.plain else found + speed_facts(tuned)
+        rows.append(("candidates tested, passed", f"{certificate.tested:,}, {certificate.passed:,}"))
+    return rows if tuned.plain else rows + speed_facts(tuned)
 
 
 def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
@@ -169,7 +169,7 @@ def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
     def cost(value: float) -> str:
         return f"{decimal(value / 1e6, 1)} MB" if in_bytes else duration(value)
 
-    found = [
+    rows = [
         (f"net speed, {where}, batch {tuned.batch}", estimate_text(tuned.net_speedup, times)),
         (
             f"{'moved' if in_bytes else 'time'} per token, predicted",
@@ -181,10 +181,10 @@ def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
         ("layers skipped", estimate_text(tuned.skip_ratio, percent)),
     ]
     if tuned.floor.kind == "agreement":
-        found.append(("agreement on unseen documents", estimate_text(tuned.quality, percent)))
+        rows.append(("agreement on unseen documents", estimate_text(tuned.quality, percent)))
     if tuned.reference_agreement is not None:
-        found.append(("agreement with the original model", estimate_text(tuned.reference_agreement, percent)))
-    return found
+        rows.append(("agreement with the original model", estimate_text(tuned.reference_agreement, percent)))
+    return rows
 
 
 # A certificate in words.
