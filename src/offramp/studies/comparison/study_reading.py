@@ -14,7 +14,7 @@ from offramp.kit.defaults import BYTES, LOCAL
 from offramp.policies.figures import PLAIN_DECODING, PolicyFigures, shared_fields
 from offramp.policies.replay import ReplayIntervals
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.equality import SETTINGS
+from offramp.studies.comparison.equality import DESCRIPTION, SETTINGS
 from offramp.studies.comparison.results import (
     Comparison,
     FloorOn,
@@ -297,7 +297,6 @@ STRATEGIES: Mapping[str, Callable[[Row, Finished], Iterator[StrategyResult]]] = 
 
 COMBINED = "combined.json"
 """What `offramp bench --combine` adds to a run's folder."""
-FACTS = {"base", "family", "generation", "released", "parameters", "kind", "stage"}
 APART = "combine"
 """The kind of cells that are no row and no strategy of one."""
 NOT_RUN = "not run yet"
@@ -476,7 +475,9 @@ class StudyReader:
     def facts(self, cell: StudyCell) -> ModelFacts:
         """The model of a cell as the study's file describes it."""
         model = self.models[cell.model]
-        return ModelFacts(cell.model, transform=cell.transform, **model.model_dump(include=FACTS))
+        return ModelFacts(
+            cell.model, transform=cell.transform, **model.model_dump(include={"base", *DESCRIPTION})
+        )
 
     def traced_facts(self, cell: StudyCell, layers: int) -> ModelFacts:
         """The same of a traced one, which has not the parameters of its file if it has fewer layers."""

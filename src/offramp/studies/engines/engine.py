@@ -187,12 +187,15 @@ class Backlog:
         """
         self._fail_unfit(workers.limit)
         while workers.running or not self.finished():
+            # 1. Start what is ready, as far as there is room.
             for job in self.ready(workers.running):
                 if workers.may_start(job):
                     workers.start(job)
             on_change()
+            # 2. Take in how workers ended, or wait a moment.
             for job, ending in workers.wait(POLL_SECONDS):
                 self.ended(job, ending)
+            # 3. See what other processes did meanwhile, and end those of them that hang.
             self.refresh()
             self._end_stalled(workers.running)
         on_change()

@@ -33,7 +33,10 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorkerProcess:
-    """A running worker. It ends when the process that made this object does.
+    """A running worker, a Python of its own. It ends when the process that made this object does.
+
+    One that is forked from a process with torch in it would start 2.7 s sooner, for a job of minutes; and
+    threads and devices would be as the parent found them.
 
     stall_seconds: without a sign of life after which it is killed: a stopped one holds its locks for ever.
     """
