@@ -39,7 +39,6 @@ from offramp.training.job import Job, KeptStates, Prepared, first_row, row_count
 from offramp.training.loop import HeadProblem, LossOf, Overhead, Parameters, Progress, under
 from offramp.training.recipe import Recipe
 from offramp.training.record import Evaluation, Left, ReadRows
-from offramp.training.request import Precision
 from offramp.workloads.packing import Context
 
 CONTEXTS = 3
@@ -61,9 +60,10 @@ OWN_CONFIDENCE = "max_prob"
 class ExecutedMaps(HeadProblem):
     """K,V maps of some heads and the sequences they are trained on: a `loop.Problem` of one part.
 
-    The maps of all exits of the recipe are trained together. fit, held_out: contexts. Tokens leave where a
-    signal of the heads is at least a threshold, by which the same share leaves at every exit: those that
-    leave while it trains are those that will when a policy decides.
+    The maps of all exits of the recipe are trained together, by all tokens of the vocabulary: what drifts is
+    small, and so would be what a short list leaves out. fit, held_out: contexts. Tokens leave where a signal
+    of the heads is at least a threshold, by which the same share leaves at every exit: those that leave while
+    it trains are those that will when a policy decides.
 
     Raises InputError for heads that cannot be read at the exits of their maps.
     """
@@ -98,14 +98,6 @@ class ExecutedMaps(HeadProblem):
                 for name, array in maps.initial().items()
             }
         ]
-
-    def vocabulary(self, precision: Precision) -> None:
-        """All tokens: what drifts is small, and so would be what a short list leaves out."""
-        return None
-
-    def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
-        """The loss."""
-        return [evaluations[0].loss]
 
     def in_words(self, evaluations: Sequence[Evaluation]) -> str:
         """For a progress bar."""

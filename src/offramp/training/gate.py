@@ -48,7 +48,7 @@ from offramp.training.loop import (
     unheard,
 )
 from offramp.training.record import GATE, Evaluation, GateCourse, Judged, Settings
-from offramp.training.request import Effort, Precision
+from offramp.training.request import Effort
 from offramp.tuning.floor import Floor
 from offramp.tuning.pool import Pool, ScoredPolicy
 from offramp.tuning.pricing import Pricing
@@ -230,10 +230,6 @@ class GateProblem(Problem):
             }
         ]
 
-    def vocabulary(self, precision: Precision) -> None:
-        """No token is looked at."""
-        return None
-
     def losses(self, settings: Settings, vocabulary: Tensor | None) -> Callable[[int], LossOf]:
         """The Lagrangian of some rows, a scalar."""
         generator, steps = torch.Generator().manual_seed(self.seed), settings.steps
@@ -294,10 +290,6 @@ class GateProblem(Problem):
     def seconds(self, decided: Decided) -> float:
         """Of a token, with the threshold that keeps the floor, if there is one."""
         return self.prices.stay if decided.at_floor is None else decided.at_floor.seconds
-
-    def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
-        """The seconds, by which nothing is chosen: the last gates are taken."""
-        return [evaluations[0].loss]
 
     def in_words(self, evaluations: Sequence[Evaluation]) -> str:
         """For a progress bar."""

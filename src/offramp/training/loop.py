@@ -98,6 +98,7 @@ class Problem(Protocol):
 
     def vocabulary(self, precision: Precision) -> Tensor | None:
         """The tokens of the loss, int64, ascending; None for all."""
+        return None
 
     def losses(self, settings: Settings, vocabulary: Tensor | None) -> Callable[[int], LossOf]:
         """Of each step, from 0, whose data are drawn by seed and step alone. vocabulary: of the loss."""
@@ -107,6 +108,7 @@ class Problem(Protocol):
 
     def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
         """What each part's best weights are chosen by, of an evaluation: the less, the better."""
+        return [evaluation.loss for evaluation in evaluations]
 
     def in_words(self, evaluations: Sequence[Evaluation]) -> str:
         """An evaluation for a progress bar."""

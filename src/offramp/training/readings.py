@@ -246,7 +246,7 @@ class TrainedReadings(HeadProblem):
 
     def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
         """Each one's own loss; of exits that share a network their mean."""
-        losses = [evaluation.loss for evaluation in evaluations]
+        losses = super().judged(evaluations)
         return [float(np.mean(losses))] if self.recipe.shared else losses
 
     def in_words(self, evaluations: Sequence[Evaluation]) -> str:

@@ -38,7 +38,6 @@ from offramp.training.layer_skip import exit_weights
 from offramp.training.loop import HeadProblem, LossOf, Overhead, Parameters, Progress
 from offramp.training.recipe import Recipe
 from offramp.training.record import Evaluation, Left, ReadRows
-from offramp.training.request import Precision
 from offramp.workloads.packing import Context
 from offramp.workloads.shared_text import write_sketch
 
@@ -64,8 +63,9 @@ class TrainingBatch:
 class RegularisedModel(HeadProblem):
     """A model as it is trained to exit: an `offramp.training.loop.Problem` of one part, its weights.
 
-    fit, held_out: contexts. Sequences are run one by one, so that a layer is left out for each by itself, and
-    nothing is filled up.
+    Its loss is over all tokens: one that it does not look at might come to be likely. fit, held_out:
+    contexts. Sequences are run one by one, so that a layer is left out for each by itself, and nothing is
+    filled up.
     """
 
     def __init__(
@@ -88,10 +88,6 @@ class RegularisedModel(HeadProblem):
             for tokens in range(2, self.asked.ahead + 1)
         }
         return [self.weights.initial(self.recipe.seed) | further]
-
-    def vocabulary(self, precision: Precision) -> None:
-        """All tokens: one that the loss does not look at might come to be likely."""
-        return None
 
     def batch(self, step: int, steps: int) -> TrainingBatch:
         """Sequences of the recipe's positions at most, or one; which layers each goes without; exits."""
