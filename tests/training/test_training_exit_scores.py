@@ -161,7 +161,7 @@ def test_a_measurement_that_fails_later_does_not_end_the_training(tmp_path: Path
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError("no more"), RuntimeError("DefaultCPUAllocator: not enough memory"), LookupError("a layer")],
+    [RuntimeError("DefaultCPUAllocator: not enough memory"), LookupError("a layer")],
 )
 def test_measuring_that_fails_is_said_once_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -179,7 +179,7 @@ def test_measuring_that_fails_is_said_once_and_training_goes_on(
 
 
 def test_a_trainer_without_a_tokenizer_is_told_to_have_one() -> None:
-    callback = offramp.ExitScoreCallback(workload="prose:short", tokens=40)
+    callback = offramp.ExitScoreCallback(workload=["the cat sat on the mat"], tokens=40)
     state = type("State", (), {"is_world_process_zero": True, "global_step": 0})()
     with pytest.raises(InputError, match="processing_class=tokenizer"):
         callback.on_train_begin(None, state, None, model=llama(320))
