@@ -83,7 +83,7 @@ INSTRUCTION_SETS: dict[str, dict[str, str]] = {
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     },
 }
-PROMPT, NEW_TOKENS = 64, 65
+PROMPT, NEW_TOKENS = 64, 33
 PLAIN = "plain"
 # Tokens that a policy leaves at the first of its exits where it may, of ten.
 RATE = 5
