@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ from offramp.costs.counting import (
     probe_flops,
 )
 from offramp.costs.probes import PROBES, ProbeSizes
-from offramp.costs.token import token_costs, token_prices
+from offramp.costs.token import TokenCosts, token_costs
 from offramp.errors import InputError
 from offramp.kit.typed import from_json, to_json
 from offramp.models.discovery import find_stack
@@ -53,6 +53,17 @@ WINDOWED = LayerShape("attention", 1000, 1000, 200, 20, 40, 8, 0)
 EXPERTS = LayerShape("attention", 9000, 1500, 200, 20, 40, None, 0)
 RECURRENT = LayerShape("recurrent", 800, 800, 0, 0, 0, None, 64)
 SHAPE = ModelShape((FULL, WINDOWED, EXPERTS, RECURRENT), 10, 100, 10, 1000, 2)
+
+
+class Prices(NamedTuple):
+    """The same step priced in both units."""
+
+    bytes: TokenCosts
+    flops: TokenCosts
+
+
+def token_prices(shape: ModelShape, position: float, **options: Any) -> Prices:
+    return Prices(*(token_costs(shape, position, unit, **options) for unit in Prices._fields))
 
 
 def test_layer_flops_by_hand() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Roofline
 from offramp.costs.probes import PROBES, ProbeSizes
-from offramp.costs.token import TokenCosts, token_prices
+from offramp.costs.token import TokenCosts, token_costs
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.testing.contracts import check_machine, example_shape
@@ -194,5 +194,5 @@ def test_every_built_in_machine_meets_the_contract() -> None:
     for name in names:
         machine = check_machine(find_machine(name), batches=(1, 4, 32))
         assert machine.name == name
-        prices = token_prices(example_shape(), 3.0)
-        assert machine.token_costs(example_shape(), 3.0).plain >= prices.bytes.plain / 4e12
+        moved = token_costs(example_shape(), 3.0, "bytes").plain
+        assert machine.token_costs(example_shape(), 3.0).plain >= moved / 4e12

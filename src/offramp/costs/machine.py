@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from offramp.costs import counting
 from offramp.costs.probes import PROBES, ProbeSizes, lens_products
-from offramp.costs.token import TokenCosts, token_prices
+from offramp.costs.token import TokenCosts, token_costs
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.numbers import LARGEST_NUMBER
@@ -217,8 +217,10 @@ class Roofline(DataSheet[Mapping[str, float]]):
         another size than any dtype's.
         """
         rate = self._flops_per_second(shape)
-        counts = token_prices(shape, position, batch=batch, lens=lens, sizes=sizes)
-        flops, moved = counts.flops, counts.bytes
+        flops, moved = (
+            token_costs(shape, position, unit, batch=batch, lens=lens, sizes=sizes)
+            for unit in ("flops", "bytes")
+        )
         lens_launches = launches_of_lens(shape.hidden_size, sizes or ProbeSizes()) if lens else 0
         return TokenCosts(
             unit="seconds",

@@ -145,27 +145,6 @@ UNITS: dict[str, Unit] = {
 }
 
 
-@dataclass(frozen=True)
-class Prices:
-    """The same step priced in bytes moved and in FLOPs."""
-
-    bytes: TokenCosts
-    flops: TokenCosts
-
-
-def token_prices(
-    shape: ModelShape, position: float, *, batch: int = 1, lens: bool = False, sizes: ProbeSizes | None = None
-) -> Prices:
-    """Both price lists of a step that decodes `batch` tokens at `position` (0 = first).
-
-    Raises InputError if the position is negative or not finite, or the batch below 1.
-    """
-    return Prices(
-        bytes=token_costs(shape, position, "bytes", batch=batch, lens=lens, sizes=sizes),
-        flops=token_costs(shape, position, "flops", batch=batch, lens=lens, sizes=sizes),
-    )
-
-
 def token_costs(
     shape: ModelShape,
     position: float,

@@ -247,7 +247,7 @@ class LoopSteps:
         clock, position = self.probing.clock, stream.length
         meter = Meter() if kind.name == WHOLE else StepMeter(clock)
         reader = PlacedReader(self.probing, probes)
-        loop = loop_after(stream, self.engine, self.probing.asks(probes), reader, meter)
+        loop = self._loop_after(stream, self.probing.asks(probes), reader, meter)
         gear = loop.gear({})
         strategy = Propagate(gear) if kind.cut_from is None else _Cut(gear, exit=kind.cut_from)
         whole = self._advance(stream, loop, strategy)
@@ -265,6 +265,28 @@ class LoopSteps:
             cut=frozenset(layer - 1 for layer in meter.left),
         )
 
+    def _loop_after(self, stream: Stream, policy: ExitPolicy, reader: Reader, meter: Meter) -> Loop:
+        """The decoder's loop with a policy, K and V propagated, as if it had decoded what a stream holds.
+
+        It stops at no token; its steps move the stream's cache, and nothing else of the stream.
+        """
+        plan = Plan(
+            engine=self.engine,
+            options=DecodingOptions(policy),
+            reader=reader,
+            limit=1,
+            end_tokens=frozenset(),
+            decode=lambda tokens: "",
+        )
+        # Only the tokens that are fed now are looked up.
+        past = torch.zeros((stream.batch, stream.length), dtype=torch.long, device=stream.tokens.device)
+        answers = Transcript(past, stops=_never, pad=None, streamer=None, keep_scores=False)
+        loop = Loop(plan, answers, None, Chooser(_unchanged, prompt=stream.length), meter)
+        answers.ids = torch.cat([past, stream.tokens], 1)
+        loop.sequences.cache = stream.cache
+        loop.sequences.lengths = [stream.length] * self.engine.layers
+        return loop
+
     def _advance(self, stream: Stream, loop: Loop, strategy: Strategy) -> float:
         """Seconds of one step, which the stream then has made."""
         with failing_clearly(self.model, stream.length):
@@ -277,29 +299,6 @@ class LoopSteps:
         stream.cache, stream.tokens = loop.sequences.cache, loop.answers.last
         stream.length += 1
         return ended - began
-
-
-def loop_after(stream: Stream, engine: Engine, policy: ExitPolicy, reader: Reader, meter: Meter) -> Loop:
-    """The decoder's loop with a policy, K and V propagated, as if it had decoded what a stream holds.
-
-    It stops at no token; its steps move the stream's cache, and nothing else of the stream.
-    """
-    plan = Plan(
-        engine=engine,
-        options=DecodingOptions(policy),
-        reader=reader,
-        limit=1,
-        end_tokens=frozenset(),
-        decode=lambda tokens: "",
-    )
-    # Only the tokens that are fed now are looked up.
-    past = torch.zeros((stream.batch, stream.length), dtype=torch.long, device=stream.tokens.device)
-    answers = Transcript(past, stops=_never, pad=None, streamer=None, keep_scores=False)
-    loop = Loop(plan, answers, None, Chooser(_unchanged, prompt=stream.length), meter)
-    answers.ids = torch.cat([past, stream.tokens], 1)
-    loop.sequences.cache = stream.cache
-    loop.sequences.lengths = [stream.length] * engine.layers
-    return loop
 
 
 class _Cut(Propagate):
