@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import (
     is_temporary,
     locked_folder,
@@ -110,7 +110,8 @@ class OutputFolder(Generic[Asked]):
         asked: as `request` writes it; None where that is not known yet. A result that is whole and was killed
         while it took another's place counts for that one. repair: as in `claimed`.
 
-        Raises InputError if not, DamagedFileError if its request cannot be believed; nothing is written.
+        Raises InputError if not, DamagedFileError if its request is gone or cannot be believed; nothing is
+        written.
         """
         require_writable(path)
         own = self.own(path)
@@ -132,17 +133,15 @@ class OutputFolder(Generic[Asked]):
         places = [path] if left is None else [left, path]
         there = next((one for place in places if (one := self._there(place, forgive=repair))), None)
         if there is None and self.request is not None and not repair:
-            missing = self._another(
-                path, f"the output folder holds {self.what} whose {self.request_name} is missing"
-            )
-            raise DamagedFileError(missing.what, where=missing.where, fix=missing.fix)
+            said = f"the output folder holds {self.what} whose {self.request_name} is missing"
+            raise self._another(path, said, DamagedFileError)
         if asked is not None and there and (differing := self._differing(there, asked)):
             said = f"another {self.what.split(' ', 1)[1]} (it differs in: {_some(differing)})"
             raise self._another(path, f"the output folder holds {said}")
 
-    def _another(self, path: Path, what: str) -> InputError:
+    def _another(self, path: Path, what: str, kind: type[OfframpError] = InputError) -> OfframpError:
         replace = "" if self.done is None else ", or give --overwrite (overwrite=True) to replace it"
-        return InputError(what, where=str(path), fix=self.choose + replace)
+        return kind(what, where=str(path), fix=self.choose + replace)
 
     @contextlib.contextmanager
     def claimed(
