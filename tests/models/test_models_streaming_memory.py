@@ -9,10 +9,11 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from streaming_cases import write_family
 
 from offramp.errors import ModelError
-from offramp.models import streaming
+from offramp.models import devices, streaming
 from offramp.models.loading import load_source
 from offramp.models.process import machine_memory
 from offramp.models.streaming import (
@@ -110,6 +111,12 @@ def test_what_control_groups_leave_counts(tmp_path: Path) -> None:
     assert machine_memory(groups, own) == 1000
     write_group(outer / "inner", memory__max="max")
     assert machine_memory(groups, own) == 9000
+
+
+def test_what_is_free_on_the_processor_is_what_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container of 4 GB on a machine of 256 GB batches are sized by the 4."""
+    monkeypatch.setattr(devices, "available_memory", lambda: 4_000_000_000)
+    assert devices.free_bytes(torch.device("cpu")) == 4_000_000_000
 
 
 def test_control_groups_of_the_first_version(tmp_path: Path) -> None:

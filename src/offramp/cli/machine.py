@@ -23,6 +23,7 @@ from offramp.kit.defaults import DEFAULT_MODEL, HARDWARE_SECONDS
 from offramp.kit.numbers import Count, Seconds, whole_number
 from offramp.kit.request import Request, argument, one_word
 from offramp.kit.rules import Must, OneOf, Rising
+from offramp.models.process import use_threads
 from offramp.tracing.asked import OnModel
 from offramp.tracing.progress import stage
 
@@ -71,9 +72,7 @@ class MachineTiming(OnModel, Request):
     def carry_out(self) -> TimingsProfile:
         """The timings of the model on this machine. Raises BusyMachineError where others keep it busy."""
         if self.threads is not None:
-            import torch
-
-            torch.set_num_threads(self.threads)
+            use_threads(self.threads)
         model = self.load()
 
         from offramp.timing.local_profile import measure_hardware

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from offramp.errors import InputError
 from offramp.kit.numbers import whole_number
 from offramp.kit.rules import OneOf
+from offramp.models.process import available_memory
 from offramp.models.shape import DTYPES
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _choose() -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device, or on the machine itself, in bytes."""
+    """Memory that is free on a device, or that this process can still use on the machine itself, in bytes."""
     if device.type in ("cuda", "xpu"):
         import torch
 
@@ -83,11 +83,7 @@ def free_bytes(device: torch.device) -> int:
         import torch
 
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    if "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+    return available_memory()
 
 
 def device_memory(device: str) -> int:
