@@ -15,12 +15,14 @@ from offramp.tuning.bounds import (
     METHODS,
     Losses,
     best_certifiable,
+    capital_against,
     crc_p_values,
     documents_for,
     documents_needed,
     fewest_documents,
     hb_p_values,
     naive_p_values,
+    refuted,
     sequential_capital,
     settle,
     two_sided_limits,
@@ -200,6 +202,21 @@ def test_what_cannot_be_reached_any_more_is_given_up() -> None:
     assert settle(np.full(30, 0.04), 0.05, 0.1, 30) == ("out of reach", 1)
     assert settle(np.full(399, 0.049), 0.05, 0.1, 400) is not None
     assert settle(np.zeros(0), 0.05, 0.1, 50) is None
+
+
+def test_what_loses_nothing_at_first_may_still_be_refuted_and_is_as_rarely_wrong_as_promised() -> None:
+    """A quick bettor has nothing left after ten documents that lose nothing; a cautious one has."""
+    late = np.concatenate([np.zeros(10), np.tile([0.3, 0.1], 45)])
+    assert capital_against(late, 0.05, 0.1, 100).max() < 0.0
+    assert refuted(late, 0.05, 0.1, 100)
+    assert not refuted(late[:12], 0.05, 0.1, 100)
+    assert refuted(np.full(4, 0.6), 0.05, 0.1, 400)
+    assert not refuted(np.zeros(0), 0.05, 0.1, 100)
+    # Exactly the risk: to refute it is an error.
+    rng, draws = np.random.default_rng(3), 400
+    for world in WORLDS.values():
+        wrong = sum(refuted(world(rng, 0.1), 0.1, 0.1, 200) for _ in range(draws))
+        assert wrong / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)
 
 
 def test_a_test_that_goes_on_beyond_the_documents_its_bets_were_sized_for_stays_valid() -> None:

@@ -614,6 +614,19 @@ def test_a_verdict_has_its_answer_where_the_floor_is_refuted(trace: Trace) -> No
             assert not refuted(trial.losses[:-8], 0.05, 0.1, 400)
 
 
+def test_what_a_looser_floor_decodes_may_refute_a_stricter_one(trace: Trace) -> None:
+    """95 % kept of 48 documents, of which 60 can certify no more; the 12 others keep 40 %."""
+
+    class Late(Scripted):
+        def losses(self, policy: ExitPolicy, kv: str, first: int, last: int) -> Losses:
+            return np.where(np.arange(60) < 48, np.tile([0.4, *[0.0] * 7], 8)[:60], 0.6)[first:last]
+
+    answers = together(Late(trace, lossless, documents=60), worth=0.02)
+    strict = answers[0.95].tested[-1]
+    assert (strict.outcome, strict.documents) == ("out of reach", 56)  # eight at a time
+    assert [answers[floor].standing for floor in (0.95, 0.9)] == ["refuted", "too few documents"]
+
+
 def test_a_floor_that_may_be_missed_by_chance_is_not_refuted(trace: Trace) -> None:
     """94.8 % kept of 104 documents: more documents could tell whether 95 % are."""
 

@@ -261,13 +261,32 @@ def capital_against(losses: Losses, risk: float, delta: float, sized: int) -> Ca
     return sequential_capital(1.0 - losses, 1.0 - risk, GIVING_UP * delta, sized)
 
 
+PRIOR_VARIANCE = 0.25
+"""Of a loss, before any document: the largest there is, counted as one document (arXiv 2010.09686)."""
+
+
+def refuting_capital(losses: Losses, risk: float, delta: float, sized: int) -> Capital:
+    """The same of two halves of the capital that bet apart: losses [documents] -> ln of their sum.
+
+    One as `capital_against`, which is quick where every document loses much, and has nothing left after a few
+    that lose nothing; the other bets little until it has seen how losses vary.
+    """
+    kept = 1.0 - losses[:, None]
+    seen = np.arange(1, len(losses) + 1, dtype=np.float64)[:, None]
+    squares = np.cumsum((kept - np.cumsum(kept, axis=0) / seen) ** 2, axis=0)
+    variance = (PRIOR_VARIANCE + np.concatenate([np.zeros((1, 1)), squares])[: len(losses)]) / seen
+    cautious = np.sqrt(2.0 * math.log(1.0 / delta) / (sized * variance))
+    halves = capital_against(losses, risk, delta, sized), log_capital(kept, cautious, 1.0 - risk)[:, 0]
+    return np.asarray(np.logaddexp(*halves) - math.log(2.0))
+
+
 def refuted(losses: Losses, risk: float, delta: float, sized: int) -> bool:
     """Whether losses of documents refute that all such documents lose at most `risk` on average.
 
     That is, whether the capital against it has reached 1/delta: a risk that is exceeded by so little that
     chance may have done it is not refuted. sized: for how many documents bets are sized.
     """
-    against = capital_against(losses, risk, delta, sized).max(initial=0.0)
+    against = refuting_capital(losses, risk, delta, sized).max(initial=0.0)
     return bool(against >= math.log(1.0 / delta) and losses.mean() > risk)
 
 
@@ -288,7 +307,7 @@ def settle(
     Given up, which costs power and never validity, is a candidate
     - "out of reach": K could not reach 1/delta if no document to come lost anything, at the largest bets;
     - "too much lost": the same process against "the mean loss is at most `risk`" has reached 10/delta;
-    - "below the floor": it has reached 1/delta after documents enough, where that is an answer (refutes);
+    - "below the floor": refuted at delta after documents enough, where that is an answer (refutes);
     - "documents used up": all `planned` ones were looked at.
     With refutes a candidate that has lost more than the risk is not out of reach: it may still be refuted.
     patience: documents before which "out of reach" ends no test: it may still be refuted. sized: for how many
@@ -300,7 +319,7 @@ def settle(
     mean = np.cumsum(losses) / seen
     against = capital_against(losses, risk, delta, sized)
     best, over = capital + (planned - seen) * largest_growth(risk), mean > risk
-    below = np.maximum.accumulate(against) >= wanted
+    below = np.maximum.accumulate(refuting_capital(losses, risk, delta, sized)) >= wanted
     ends: dict[Outcome, NDArray[np.bool_]] = {
         "certified": (capital >= wanted) & ~over,
         "out of reach": (best < wanted) & (seen >= patience) & ~(over & refutes),

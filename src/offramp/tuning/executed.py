@@ -215,8 +215,10 @@ class _Floor:
         last = tested[-1]
         if last.outcome == OUT_OF_TIME:
             return "not settled"
-        job = self.job
-        return "refuted" if refuted(last.losses, job.floor.risk, job.delta, self.sized) else shortage
+        # On all that was decoded, for whichever floor.
+        job, decoded = self.job, self.known.get((last.proposal.policy, last.proposal.kv), last.losses)
+        losses = max(last.losses, decoded, key=len)
+        return "refuted" if refuted(losses, job.floor.risk, job.delta, self.sized) else shortage
 
     def answer(self, prices: PricesOf, drafting: Drafting, clock: Deadline) -> Tuned:
         """What came out, and why."""
