@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from offramp.runs.call import run
 from tracing_models import tiny_llama
 
 import offramp
 from offramp.errors import InputError, WorkloadError
 from offramp.kit.arguments import _fitting, _hints, checked, settle_fields
 from offramp.kit.numbers import Count, Seconds, Share, Whole
+from offramp.runs.request import run
 from offramp.testing import (
     check_machine,
     check_policy,
