@@ -145,6 +145,7 @@ def check_workload_source(source: WorkloadSource, argument: str = "") -> Workloa
     return workload
 
 
+@checked
 def _usable(workload: Workload) -> Workload:
     for field in ("name", "licence", "source"):
         if not getattr(workload, field).strip():
