@@ -84,9 +84,10 @@ def test_steps_get_what_reading_and_its_end_leave_of_the_minutes(
     monkeypatch.setattr(ReadingTime, "afterwards", lambda self, tokens: afterwards[0])
     monkeypatch.setattr(ReadingTime, "affordable", lambda self, tokens, minutes: tokens)
     monkeypatch.setattr(loop.TrainingLoop, "_pilot", lambda self, progress: 0.5)
-    alone = trained(tmp_path / "alone", minutes=0.5).record.settings.steps
+    few: dict[str, Any] = {"minutes": 0.5, "tokens": 2000}
+    alone = trained(tmp_path / "alone", **few).record.settings.steps
     afterwards.pop(0)
-    assert trained(tmp_path / "beside", minutes=0.5).record.settings.steps <= alone - 6
+    assert trained(tmp_path / "beside", **few).record.settings.steps <= alone - 6
     afterwards.pop(0)
     with pytest.raises(InputError, match=r"0\.5 minutes are too few: reading the text, and what goes with"):
-        trained(tmp_path / "less", minutes=0.5)
+        trained(tmp_path / "less", **few)
