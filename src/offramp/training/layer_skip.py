@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Curriculum = Literal["rotational", "gradual", "all"]
-CURRICULA: tuple[Curriculum, ...] = ("rotational", "gradual", "all")
 
 
 def _rising(place: int, count: int) -> float:

@@ -73,8 +73,13 @@ def make_recipe(
 
     mapped: the exits that have K,V maps to train. Raises InputError.
     """
-    if isinstance(asked, LensTraining):
-        _check_rank(asked.rank, hidden)
+    rank = asked.rank if isinstance(asked, LensTraining) else None
+    if rank is not None and not 1 <= rank <= hidden // 2:
+        raise InputError(
+            f"a lens of rank {rank} is not possible, or costs more than a whole one of {hidden} x {hidden}",
+            where="rank= (--rank)",
+            fix=f"give 1 to {hidden // 2}, or leave it out for a whole lens",
+        )
     exits = _exits(asked, mapped, layers)
     if not exits:
         raise InputError(
@@ -98,9 +103,11 @@ def make_recipe(
     )
     if isinstance(asked, LensTraining):
         listed = 0 if asked.loss_vocabulary >= vocabulary else asked.loss_vocabulary
-        recipe = replace(recipe, rank=asked.rank or 0, loss_vocabulary=listed)
+        recipe = replace(recipe, rank=rank or 0, loss_vocabulary=listed)
     if isinstance(asked, BlockTraining):
-        recipe = replace(recipe, units=asked.units or _default_units(hidden), shared=asked.shared)
+        usual = UNITS_PER_HIDDEN * hidden  # a multiple of 64 where the size is that large
+        units = asked.units or (64 * round(usual / 64) if usual >= 64 else round(usual))
+        recipe = replace(recipe, units=units, shared=asked.shared)
     elif isinstance(asked, ExecutedTraining):
         recipe = replace(recipe, leave=asked.leave, rate=EXECUTED_RATE)
     elif isinstance(asked, RegularisedTraining):
@@ -113,16 +120,6 @@ def make_recipe(
             fix=f"give {recipe.fewest_steps} or more, or fewer exits",
         )
     return recipe
-
-
-def _check_rank(rank: int | None, hidden: int) -> None:
-    """Refuse a lens of low rank that would cost more than a whole one."""
-    if rank is not None and not 1 <= rank <= hidden // 2:
-        raise InputError(
-            f"a lens of rank {rank} is not possible, or costs more than a whole one of {hidden} x {hidden}",
-            where="rank= (--rank)",
-            fix=f"give 1 to {hidden // 2}, or leave it out for a whole lens",
-        )
 
 
 def _exits(asked: ResumableTraining, mapped: Sequence[int], layers: int) -> tuple[int, ...]:
@@ -144,9 +141,3 @@ def _exits(asked: ResumableTraining, mapped: Sequence[int], layers: int) -> tupl
             fix="choose among these, or fit maps there first: offramp heads fit --kv-maps",
         )
     return tuple(exits)
-
-
-def _default_units(hidden: int) -> int:
-    """A multiple of 64 where the size is that large."""
-    units = UNITS_PER_HIDDEN * hidden
-    return 64 * round(units / 64) if units >= 64 else round(units)

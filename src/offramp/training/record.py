@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from offramp.errors import InputError
 from offramp.heads.file import heads_path
 from offramp.kit.sealed_file import SealedFile
-from offramp.kit.typed import to_json
 from offramp.models.training_record import TRAINING_FILE
 from offramp.training.recipe import Recipe
 from offramp.training.request import ExecutedTraining, GateTraining, Precision, RegularisedTraining
@@ -300,19 +298,6 @@ GATE_RECORD = SealedFile(
     version=2,
     kind="gate training",
 )
-
-
-def require_record_of(folder: Path, record: TrainingRecord, request: TrainingIdentity) -> None:
-    """Refuse a finished training's record that is of another request than the one beside it.
-
-    Raises InputError.
-    """
-    if to_json(record.request) != to_json(request):
-        raise InputError(
-            "the record of the training there is of another training than its folder",
-            where=str(folder),
-            fix="give --overwrite to train again, or copy the whole folder again from where it came",
-        )
 
 
 def record_of(exits: Path, fingerprint: str) -> TrainingRecord | GateRecord | None:

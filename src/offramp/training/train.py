@@ -13,6 +13,7 @@ from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
 from offramp.kit.code import code_of
+from offramp.kit.typed import to_json
 from offramp.models.model import Model, in_evaluation
 from offramp.models.source import folder_source
 from offramp.models.training_record import TRAINING_FILE
@@ -25,7 +26,7 @@ from offramp.training.folder import CHECKPOINT, TRAINING_FOLDER, clear_working_f
 from offramp.training.job import Job, Prepared
 from offramp.training.readings import prepare_readings
 from offramp.training.recipe import make_recipe
-from offramp.training.record import RECORD, TrainingIdentity, TrainingRecord, require_record_of, spent_before
+from offramp.training.record import RECORD, TrainingIdentity, TrainingRecord, spent_before
 from offramp.training.regularised import prepare_model
 from offramp.training.request import (
     TRAININGS,
@@ -177,7 +178,12 @@ def train(
     with TRAINING_FOLDER.claimed(output, identity, overwrite=asked.overwrite) as folder:
         if (folder / TRAINING_FILE).is_file():
             record = RECORD.read(folder / TRAINING_FILE)
-            require_record_of(folder, record, identity)
+            if to_json(record.request) != to_json(identity):
+                raise InputError(
+                    "the record of the training there is of another training than its folder",
+                    where=str(folder),
+                    fix="give --overwrite to train again, or copy the whole folder again from where it came",
+                )
             found = None if isinstance(asked, RegularisedTraining) else read_heads(folder)
             if found is None:
                 folder_source(folder)  # as the training left it
