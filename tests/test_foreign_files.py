@@ -187,7 +187,7 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("kind", READERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=TEXTS)
 @example(text=DEEP)
 @example(text='{"a": ' * 900 + "1" + "}" * 900)
@@ -208,7 +208,7 @@ def entries_of(kind: SealedFile[Any] | SealedTensors[Any]) -> list[str]:
     return [*fields, "another"]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_a_record_that_another_program_sealed_is_read_or_refused(data: st.DataObject) -> None:
     """Of every kind of file there is: its entries have other types, are missing, or have neighbours."""
@@ -228,7 +228,7 @@ def test_a_record_that_another_program_sealed_is_read_or_refused(data: st.DataOb
             kind.read(path)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_tensors_that_another_program_sealed_are_read_or_refused(data: st.DataObject) -> None:
     import_all()
@@ -334,7 +334,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_is_changed_in_a_file_it_is_refused_or_read_as_it_was(
     kind: str, written: dict[str, Path], data: st.DataObject

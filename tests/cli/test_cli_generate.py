@@ -265,7 +265,7 @@ def test_text_is_shown_as_it_comes_and_the_end_token_is_not() -> None:
     assert painter.console.file.getvalue() == "the cat sat\n"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(2, 319), max_size=30))
 def test_pieces_together_are_the_text(tokens: list[int]) -> None:
     decode = byte_tokenizer().decode

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import typer
 from annotated_types import Ge, Le
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -208,7 +208,6 @@ def test_the_identity_is_what_changes_the_answer() -> None:
     assert Bake("rye", tokens=9).identity() != plain
 
 
-@settings(deadline=None)
 @given(
     tokens=st.integers(1, 10**6),
     share=st.none() | st.floats(0.0, 1.0).map(lambda share: float(f"{share:g}")),

@@ -75,7 +75,7 @@ def slow_share(one: list[int], other: list[int]) -> bool:
     return bool(runs[0] & runs[1]) or bool(few and len(few & many) >= HALF * len(few) and few & many)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g.", "(", "x"]), max_size=60).map(" ".join),
@@ -101,7 +101,7 @@ def test_sketches_and_pairs_are_those_of_the_slow_reference(texts: list[str]) ->
 # -- what is promised
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6), st.integers(SURE, 60), st.integers(0, 300), st.integers(0, 300))
 def test_a_text_inside_a_longer_one_is_found(seed: int, size: int, before: int, after: int) -> None:
     item = text(seed, size)
@@ -110,7 +110,7 @@ def test_a_text_inside_a_longer_one_is_found(seed: int, size: int, before: int, 
     assert share(longer, item)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6), st.integers(0, 400), st.integers(0, 400), st.integers(0, 400))
 def test_fifty_words_in_common_are_found(seed: int, before: int, after: int, around: int) -> None:
     passage = text(seed, 50)
