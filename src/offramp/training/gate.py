@@ -176,7 +176,7 @@ def steps_of(rows: int) -> int:
 
 
 @dataclass(frozen=True)
-class Decided:
+class HardDecisions:
     """What gates decide on the documents apart."""
 
     at_floor: AtFloor | None
@@ -206,7 +206,7 @@ class GateProblem(Problem):
     at_floor: FindFloor
     """Of probabilities of the rows apart."""
     seed: int
-    decided: list[Decided] = field(default_factory=list)
+    decided: list[HardDecisions] = field(default_factory=list)
     """By evaluation."""
 
     device = torch.device("cpu")
@@ -277,17 +277,17 @@ class GateProblem(Problem):
         return [Evaluation(self.seconds(decided), agreement=1.0 - decided.disagreement, leaving=())]
 
     @torch.no_grad()
-    def decide(self, parameters: Parameters) -> Decided:
+    def decide(self, parameters: Parameters) -> HardDecisions:
         """What the gates decide on the documents apart."""
         logits = self.logits(parameters, self.apart.states)
         hard = expected_outcome((logits >= 0).double(), self.apart.agrees, self.prices)
-        return Decided(
+        return HardDecisions(
             self.at_floor(torch.sigmoid(logits).t().contiguous().numpy()),
             float(hard.disagreement.mean()),
             float(logits.max()),
         )
 
-    def seconds(self, decided: Decided) -> float:
+    def seconds(self, decided: HardDecisions) -> float:
         """Of a token, with the threshold that keeps the floor, if there is one."""
         return self.prices.stay if decided.at_floor is None else decided.at_floor.seconds
 
