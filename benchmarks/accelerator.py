@@ -55,12 +55,13 @@ from offramp.models.identity import ModelIdentity
 from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.scoring.estimate import LEVEL
-from offramp.timing.answers import TimeLimits, ratios_of
 from offramp.timing.bench import Measurement, forecasts_of, run, settle
 from offramp.timing.contenders import NEVER, WITHOUT_PEERS
 from offramp.timing.decoder import Setting, batches_of, generate
 from offramp.timing.local_profile import measure_hardware
-from offramp.timing.measurement import start_peak
+from offramp.timing.ratios import ratios_of
+from offramp.timing.session import start_peak
+from offramp.timing.stopping import TimeLimits
 from offramp.tracing.block import forget_gram_matrices
 from offramp.workloads.workload import Document, Workload
 

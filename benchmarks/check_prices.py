@@ -17,8 +17,8 @@ import numpy as np
 
 import offramp
 from offramp.costs.token import TokenCosts
-from offramp.policies.parameters import Exits
-from offramp.policies.policy_cost import check_price, costs_of
+from offramp.policies.parameter_types import Exits
+from offramp.policies.prices import check_price, costs_of
 from offramp.policies.rules.threshold import signal_needs
 from offramp.policies.signals import Signal
 from offramp.tracing.trace import Trace

@@ -33,8 +33,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import comparison_examples as examples  # type: ignore[import-not-found]
-from offramp.report.comparison import render_comparison, write_comparison_page
 from offramp.report.comparison_data import comparison_tables
+from offramp.report.comparison_page import render_comparison, write_comparison_page
 from offramp.report.table import write_tables
 from offramp.studies.comparison.results import Comparison
 

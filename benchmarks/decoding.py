@@ -29,11 +29,12 @@ from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.scoring.estimate import LEVEL, Estimate
-from offramp.timing.answers import TimeLimits, ratios_of
 from offramp.timing.bench import Measurement, run, settle
 from offramp.timing.contenders import GENERATE, NEVER, WITHOUT_PEERS, Extent
 from offramp.timing.local_profile import measure_hardware
+from offramp.timing.ratios import ratios_of
 from offramp.timing.results import BenchResult
+from offramp.timing.stopping import TimeLimits
 from offramp.workloads.registry import load_workload
 
 QUARTERS = (0.25, 0.5, 0.75)

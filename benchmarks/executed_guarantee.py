@@ -29,16 +29,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.cli.given import load_traced_model, read_traced_heads
+from offramp.cli.shared_options import load_traced_model, read_traced_heads
 from offramp.costs.machine import Machine
 from offramp.decoding.execution.executor import ModelExecutor, opened_executor, strategies_of
 from offramp.policies.charge import prices_for
-from offramp.policies.policy_cost import machine_for
+from offramp.policies.prices import machine_for
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import METHODS, settle
 from offramp.tuning.certificate import losses_in_order, run_sequence
-from offramp.tuning.executor import Deadline, Proposal
+from offramp.tuning.fixed_sequence import Deadline, Proposal
 from offramp.tuning.floor import make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of

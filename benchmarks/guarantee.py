@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import machine_for
+from offramp.policies.prices import machine_for
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace, heads_documents
 from offramp.tuning.bounds import METHODS

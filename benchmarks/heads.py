@@ -24,9 +24,9 @@ import torch
 import offramp
 from offramp.heads.exit_heads import ExitHeads
 from offramp.models.model import Model
-from offramp.tracing.fitting.documents import plan_rows
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.fitting.readings import captured_states
+from offramp.tracing.fitting.fitting_documents import plan_rows
+from offramp.tracing.fitting.fitting_inputs import captured_states
 from offramp.tracing.fitting.ridge import ExitSums, lens_sums, solve_lens
 from offramp.tracing.trace import Trace
 from offramp.workloads.packing import Context

@@ -26,8 +26,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import answer_of, ratio_of, resolution_of
+from offramp.timing.ratios import ratio_of
 from offramp.timing.results import Cluster, CombineResult, Contender, read_combined
+from offramp.timing.stopping import answer_of, resolution_of
 
 
 def measured(options: argparse.Namespace, place: int, folder: Path, plain: str | None) -> CombineResult:

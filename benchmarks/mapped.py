@@ -35,7 +35,7 @@ from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.file import read_heads, write_heads
 from offramp.models.model import Model
 from offramp.policies.kv import maps_of
-from offramp.policies.policy_cost import prices_at
+from offramp.policies.prices import prices_at
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.fitting.maps import AUTO, AUTO_DISTANCE, FULL
 from offramp.tracing.trace import Trace, with_maps

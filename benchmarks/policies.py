@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import offramp
-from offramp.policies.policy_cost import machine_for
+from offramp.policies.prices import machine_for
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.ranking import RankedPolicy
 

@@ -34,12 +34,12 @@ from offramp.models.model import Model
 from offramp.policies.kv import MAPPED, STRATEGIES
 from offramp.policies.replay import ReplayResult
 from offramp.policies.signals import SIGNALS
-from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import forecasts_of, predict_cells, run, settle
 from offramp.timing.contenders import WITHOUT_PEERS
 from offramp.timing.local_profile import measure_hardware
 from offramp.timing.prediction import PredictionVerdict, when_it_counts
 from offramp.timing.results import BenchResult, Forecast
+from offramp.timing.stopping import TimeLimits
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 

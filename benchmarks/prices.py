@@ -44,12 +44,12 @@ from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.rules.short_list import ShortList
-from offramp.timing.answers import Budget
 from offramp.timing.decoder import Decoder, LoopRunning, Running
 from offramp.timing.defects import Load
 from offramp.timing.forecast import price_parts, records_of
 from offramp.timing.local_profile import measure_hardware
 from offramp.timing.prediction import LARGEST_RATIO
+from offramp.timing.stopping import Budget
 from offramp.timing.timed_steps import prompt_ids
 from offramp.timing.turns import Visit, pairs_of, visit
 from random_checkpoint import Size, write_checkpoint

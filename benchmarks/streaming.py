@@ -42,7 +42,7 @@ from offramp.models.model import Model
 from offramp.models.process import quiet_transformers
 from offramp.models.source import find_source
 from offramp.models.streaming import load_streamed
-from offramp.tracing.measurement import FORWARD_TOKENS
+from offramp.tracing.group_measurer import FORWARD_TOKENS
 from offramp.tracing.request import parse_exits
 from offramp.tracing.rows import equal_length_batches, groups_of
 from random_checkpoint import SIZES, forget_cached, narrowed, read_once, shards_of, write_checkpoint

@@ -13,15 +13,9 @@ from numpy.typing import NDArray
 
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.tracing.facts import FACTS
+from offramp.tracing.manifest import describe_trace, write_manifest
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.trace_files import (
-    Part,
-    PartDocument,
-    block_of,
-    describe_trace,
-    write_manifest,
-    write_part,
-)
+from offramp.tracing.sealed_parts import Part, PartDocument, block_of, write_part
 
 VOCABULARY = 49_152
 DOCUMENT_TOKENS = 250

@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import Looks, PairedTimes, answer_of, resolution_of
+from offramp.timing.stopping import Looks, PairedTimes, answer_of, resolution_of
 
 SPREADS = (0.02, 0.03, 0.055, 0.10)
 PROMPT_SPREAD = 0.02
@@ -164,9 +164,9 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     import offramp
     from offramp.decoding.openings import prompts_of
     from offramp.decoding.options import DecodingOptions
-    from offramp.timing.answers import TimeLimits
     from offramp.timing.bench import run, settle
     from offramp.timing.contenders import DYNAMIC, NEVER, WHOLE, Extent
+    from offramp.timing.stopping import TimeLimits
     from offramp.workloads.registry import load_workload
 
     model = offramp.load_model(options.model)

@@ -31,14 +31,14 @@ import numpy as np
 import torch
 
 import offramp
+from offramp.defaults import CANDIDATES, NETWORK_UNITS
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.output_head import StateShape, make_head
 from offramp.heads.parts import Classifier, Lens, Weights
 from offramp.heads.statistics import choose_reductions
-from offramp.kit.defaults import CANDIDATES, NETWORK_UNITS
 from offramp.models.model import Model
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.measurement import GroupMeasurer
+from offramp.tracing.group_measurer import GroupMeasurer
 from offramp.tracing.plan import plan_trace
 from offramp.tracing.request import Recording, parse_exits
 from offramp.tracing.rows import groups_of

@@ -9,17 +9,10 @@ from typing import Any
 
 from offramp.policies.figures import FreeRunning
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import (
-    ONE,
-    answer_of,
-    product_of,
-    ratio_of,
-    ratio_over,
-    resolution_of,
-    seconds_over,
-)
 from offramp.timing.combine import interaction_of
+from offramp.timing.ratios import ONE, product_of, ratio_of, ratio_over, seconds_over
 from offramp.timing.results import Cluster, Combination, CombineResult, Contender, OnTop, Quality
+from offramp.timing.stopping import answer_of, resolution_of
 
 WORTH = 0.05
 

@@ -13,7 +13,7 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.report.findings import decision_on, speed_of
-from offramp.report.strategies import believed, floor_kept
+from offramp.report.sections.strategies import believed, floor_kept
 from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
 from offramp.scoring.documents import NOTHING, TextSize
 from offramp.scoring.estimate import Estimate

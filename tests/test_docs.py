@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 import offramp
-from offramp.tracing.fitting.documents import left_for_tuning
+from offramp.tracing.fitting.fitting_documents import left_for_tuning
 from offramp.tuning.bounds import documents_for
 from offramp.tuning.verdict import Decision
 

@@ -41,7 +41,7 @@ from offramp.models.training_record import TRAINING_FILE
 from offramp.policies.grammar import parse_policy
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import read_lines
-from offramp.tracing import trace_files
+from offramp.tracing import manifest, sealed_parts
 from offramp.tracing.trace import Trace
 from offramp.training import loop, states
 from offramp.training.record import Settings
@@ -138,8 +138,8 @@ states_resealed = resealed(states.FILE, STATES, read_states, ROWS)
 
 
 READERS: dict[str, Callable[[Path, str], object]] = {
-    "a sealed record": in_file(lambda path: read_sealed_json(path, trace_files.damaged)),
-    "a trace's manifest": in_file(lambda path: trace_files.read_manifest(path.parent), trace_files.MANIFEST),
+    "a sealed record": in_file(lambda path: read_sealed_json(path, sealed_parts.damaged)),
+    "a trace's manifest": in_file(lambda path: manifest.read_manifest(path.parent), manifest.MANIFEST),
     "a header of heads": in_metadata(heads_file.read_heads, heads_file.HEADER),
     "a header of heads, sealed": heads_resealed,
     "a checkpoint": in_metadata(read_checkpoint, loop.CHECKPOINT_FILE.entry),

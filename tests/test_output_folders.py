@@ -24,8 +24,9 @@ from offramp.report import REPORT_FILE
 from offramp.report.pages import COMPARISON_FOLDER
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
 from offramp.tracing.folder import TRACE_FOLDER
+from offramp.tracing.manifest import MANIFEST, Manifest
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.trace_files import MANIFEST, REQUEST_KEY, Manifest, part_path, seal_path
+from offramp.tracing.sealed_parts import REQUEST_KEY, part_path, seal_path
 from offramp.training.folder import GATES_FOLDER, TRAINING_FOLDER, clear_working_files
 from offramp.training.recipe import Recipe
 from offramp.training.record import GATE_RECORD, TrainingIdentity

@@ -45,7 +45,7 @@ APART = {
 WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "kit")
 TORCH = ("torch", "transformers", "accelerate")
 # Modules of offramp itself that lie below every package.
-BELOW = ("commands", "display", "errors", "files", "plug_ins")
+BELOW = ("commands", "defaults", "display", "errors", "files", "plug_ins")
 
 
 def module_name(package: Path, path: Path) -> list[str]:

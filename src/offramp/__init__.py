@@ -49,7 +49,7 @@ _HOMES = {
     "parse_policy": "offramp.policies.grammar",
     "replay": "offramp.policies.replay",
     "frontier": "offramp.policies.frontier",
-    "judge": "offramp.tuning.judging",
+    "judge": "offramp.tuning.replayed_verdicts",
     "ranking": "offramp.tuning.ranking",
     "league": "offramp.tuning.ranking:ranking",  # what a ranking was called before
     "tune": "offramp.decoding.execution.tune",
@@ -121,10 +121,10 @@ if TYPE_CHECKING:
     from offramp.training.gate_training import train_gates
     from offramp.training.request import Regularisation
     from offramp.training.train import TrainedExits, train_exits
-    from offramp.tuning.judging import judge
     from offramp.tuning.predict import predict
     from offramp.tuning.ranking import ranking
     from offramp.tuning.ranking import ranking as league
+    from offramp.tuning.replayed_verdicts import judge
     from offramp.tuning.tuned import Tuned
     from offramp.workloads.given import workload_of
     from offramp.workloads.registry import documents_seen, load_workload

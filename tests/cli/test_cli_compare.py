@@ -138,7 +138,7 @@ def test_a_run_whose_scores_are_damaged_names_its_command(finished_run: Path, tm
     for result in run.glob("tasks/score/*/result.json"):
         result.write_text("{")
     for command in (["compare", run, "-o", tmp_path / "out"], ["report", run]):
-        error = run_offramp(*command, "--json").require(2).json["error"]
+        error = run_offramp(*command, "--json").require(1).json["error"]
         assert "damaged" in error["what"]
         assert "offramp run " in error["fix"]
         assert f"--output {run}" in error["fix"]

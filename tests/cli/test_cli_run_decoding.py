@@ -21,8 +21,8 @@ from offramp.decoding.openings import (
     PROMPTS,
     pick_prompts,
 )
+from offramp.defaults import FEWEST_VISITS, OPENING_TOKENS
 from offramp.errors import InputError, ModelError, OfframpError
-from offramp.kit.defaults import FEWEST_VISITS, OPENING_TOKENS
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
@@ -364,8 +364,8 @@ def test_prompts_are_starts_of_documents_that_nothing_was_chosen_on(
 
 def test_who_is_chosen(finished_run: Path) -> None:
     from offramp.scoring.estimate import Estimate
-    from offramp.tuning.judging import judge
     from offramp.tuning.ranking import RankedPolicy
+    from offramp.tuning.replayed_verdicts import judge
     from offramp.tuning.verdict import Verdict
 
     one = Estimate(1.0)

@@ -9,8 +9,8 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.report.comparison import NAVIGATION
 from offramp.report.comparison_data import comparison_tables
+from offramp.report.comparison_page import NAVIGATION
 from offramp.studies import entries
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.engines.registry import ENGINES

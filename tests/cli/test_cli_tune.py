@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 import offramp
 from command_line import run_offramp
 from offramp.cli import tune
-from offramp.cli.given import load_traced_model
-from offramp.kit.defaults import METHOD
+from offramp.cli.shared_options import load_traced_model
+from offramp.defaults import METHOD
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.tuning.bounds import documents_needed
 from offramp.tuning.floor import parse_floor

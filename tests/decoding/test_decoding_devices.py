@@ -32,11 +32,11 @@ from offramp.decoding.options import DecodingOptions
 from offramp.decoding.rerun.rerunner import rerun
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
-from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import run, settle
 from offramp.timing.contenders import STATIC_CACHE, Extent
 from offramp.timing.local_profile import measure_hardware
 from offramp.timing.results import BenchResult
+from offramp.timing.stopping import TimeLimits
 from offramp.timing.timed_steps import StepMeter
 from offramp.tracing.trace import Trace
 

@@ -22,7 +22,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.cost_breakdown import Usage, lines_of
 from offramp.policies.decisions import Decisions, probed_facts
 from offramp.policies.kv import maps_of
-from offramp.policies.policy_cost import prices_at
+from offramp.policies.prices import prices_at
 from offramp.policies.steps import count_steps
 from offramp.tracing.trace import with_maps
 from offramp.workloads.workload import Document, Workload

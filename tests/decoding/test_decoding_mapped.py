@@ -20,7 +20,7 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.loop import Scorer
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.propagate import StateMaps
+from offramp.decoding.strategies.mapped import StateMaps
 from offramp.errors import InputError, PolicyError
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.policies.grammar import parse_policy

@@ -23,7 +23,7 @@ from offramp.decoding.openings import (
     traced_workload,
 )
 from offramp.errors import InputError, WorkloadError
-from offramp.timing.measurement import start_peak
+from offramp.timing.session import start_peak
 from offramp.tracing.tracer import trace
 from offramp.tuning.splits import split_roles
 from offramp.workloads.shared_text import sketches_of, write_sketch

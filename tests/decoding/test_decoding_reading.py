@@ -32,7 +32,7 @@ from reading_cases import (
 )
 
 import offramp
-from offramp.decoding.exit_readout.facts import Tools
+from offramp.decoding.exit_readout.exit_facts import Tools
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.errors import InputError
 from offramp.heads.at_work import HeadsAtWork

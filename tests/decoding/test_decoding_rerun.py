@@ -16,7 +16,7 @@ from tracing_models import NumberTokenizer, workload_of
 import offramp
 from offramp.decoding.rerun.parallel import greedy_tokens, require_finite
 from offramp.decoding.rerun.rerunner import Rerunner
-from offramp.decoding.rerun.sequences import traced_sequences
+from offramp.decoding.rerun.trace_sequences import traced_sequences
 from offramp.models.model import Model
 from offramp.policies.decisions import replay_decisions
 from offramp.tracing.trace import Trace

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import offramp
 from offramp.costs.hardware import find_machine
-from offramp.decoding.exit_readout.facts import OutputHead
+from offramp.decoding.exit_readout.exit_facts import OutputHead
 from offramp.decoding.generation.loop import Scorer
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import BatchGeneration
@@ -27,7 +27,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.binding import require_base
 from offramp.policies.cost_breakdown import break_down
 from offramp.policies.decisions import Decisions, probed_facts
-from offramp.policies.policy_cost import prices_at, prices_by_rows
+from offramp.policies.prices import prices_at, prices_by_rows
 from offramp.policies.rules.short_list import with_short_head
 from offramp.policies.steps import count_plain, count_steps
 from tiny_models import LAYERS, write_documents

@@ -14,9 +14,9 @@ from strategy_cases import ExitReader, decode, engine_of, llama
 from offramp.decoding.generation.loop import Loop, Plan
 from offramp.decoding.generation.result import BatchGeneration, Transcript
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.next_token import Chooser, accept_or_resample
+from offramp.decoding.strategies.next_token import Chooser
 from offramp.decoding.strategies.propagate import Propagate
-from offramp.decoding.strategies.speculate import Speculate
+from offramp.decoding.strategies.speculate import Speculate, accept_or_resample
 from offramp.decoding.strategies.strategy import Strategy
 from offramp.policies.grammar import parse_policy
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from offramp.defaults import CANDIDATES
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.parts import Classifier, GatedNetwork, Lens, OwnHead
-from offramp.kit.defaults import CANDIDATES
 from offramp.models.model import Model
 
 FEATURES = {"adainfer": 2, "candidate_score": 3 * CANDIDATES}

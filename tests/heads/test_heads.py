@@ -31,13 +31,13 @@ from random_heads import (
 from rounding import DEVIATIONS, UNIT, assert_within, spread
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
+from offramp.defaults import CANDIDATES, SHORTLIST
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import write_heads
 from offramp.heads.parts import Classifier
-from offramp.kit.defaults import CANDIDATES, SHORTLIST
 from offramp.models.model import Model
-from offramp.policies.policy_cost import costs_of, fitted_sizes, sizes_of_heads
+from offramp.policies.prices import costs_of, fitted_sizes, sizes_of_heads
 from offramp.policies.replay import replay
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.trace import Trace
@@ -212,7 +212,7 @@ def test_some_exits_of_the_file_and_rows_in_several_chunks(
     some = run(model, heads, 503, signals="restricted", exits="1,3")
     for name in whole.fact_names:
         assert np.array_equal(some.fact(name), whole.fact(name)[:, some.exits - 1]), name
-    monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
+    monkeypatch.setattr("offramp.tracing.group_measurer.BLOCK_ROWS", 40)
     monkeypatch.setattr("offramp.heads.output_head.BLOCK_ROWS", 16)
     parts = run(model, heads, 503, signals="restricted")
     for name in whole.fact_names:
@@ -343,7 +343,7 @@ def test_a_masked_vocabulary_is_masked_where_the_head_is_the_models(kind: Any) -
 def test_one_buffer_of_logits_serves_every_exit() -> None:
     from offramp.heads.at_work import HeadsAtWork
     from offramp.heads.output_head import LinearHead, StateShape, make_head
-    from offramp.tracing.measurement import heads_below
+    from offramp.tracing.group_measurer import heads_below
 
     model = tiny_model(build_family("llama"))
     heads = random_output_heads(model, range(1, model.layers))

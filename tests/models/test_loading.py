@@ -13,8 +13,8 @@ from model_folders import VOCABULARY, edit_json, write_llama, write_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from offramp.defaults import DEFAULT_MODEL
 from offramp.errors import ModelError
-from offramp.kit.defaults import DEFAULT_MODEL
 from offramp.models.checkpoint import INDEX_FILE, SINGLE_FILE
 from offramp.models.source import BUNDLED, BundledModel
 from offramp.tracing.loading import load_model

@@ -20,9 +20,10 @@ from offramp.errors import ModelError
 from offramp.models import streaming as shards_module
 from offramp.models.checkpoint import read_headers
 from offramp.models.model import Model
-from offramp.models.skeleton import build_skeleton, map_weights
+from offramp.models.skeleton import build_skeleton
 from offramp.models.source import ModelFiles, find_source
 from offramp.models.streaming import load_streamed, read_weights
+from offramp.models.weight_map import map_weights
 
 # Of one layer of the small llama, the tensors of this shape: gate and up.
 MARKED = (96, 64)

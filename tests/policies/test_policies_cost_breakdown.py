@@ -21,7 +21,7 @@ from offramp.policies.cost_breakdown import (
     break_down,
 )
 from offramp.policies.decisions import Decisions
-from offramp.policies.policy_cost import decision_costs
+from offramp.policies.prices import decision_costs
 from offramp.policies.replay import replay
 from offramp.policies.steps import BATCHINGS, count_plain, count_steps, group_into_steps
 from policy_traces import make_trace

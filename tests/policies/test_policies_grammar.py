@@ -27,7 +27,7 @@ from offramp.policies.grammar import (
     policy_to_json,
     write_policy,
 )
-from offramp.policies.parameters import DEEPEST
+from offramp.policies.parameter_types import DEEPEST
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows
 from offramp.policies.rules.around import Filtered, Minimum, NoDeeper
 from offramp.policies.rules.combined import Tasks, Votes

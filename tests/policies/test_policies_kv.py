@@ -18,7 +18,7 @@ from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv import STRATEGIES, PolicyRun
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import (
+from offramp.policies.prices import (
     costs_of,
     decision_costs,
     exit_costs_without_probes,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import PolicyError
 from offramp.policies.grammar import parse_policy
-from offramp.policies.parameters import pruned_policy
+from offramp.policies.parameter_types import pruned_policy
 
 LAYERS = 10
 

@@ -15,12 +15,12 @@ from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 from offramp.policies.grammar import parse_policy
-from offramp.policies.policy_cost import costs_of, exit_costs
+from offramp.policies.prices import costs_of, exit_costs
 from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
+from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import DocumentRecord
 from offramp.tuning.floor import make_floor
 from offramp.tuning.held_out import DRAWS, measure
 from offramp.tuning.pricing import pricing_of
@@ -124,7 +124,7 @@ def test_the_local_machine_is_looked_up_by_the_traces_model(monkeypatch: pytest.
         asked.update(name=name, **others)
         return find_machine("l4")
 
-    monkeypatch.setattr("offramp.policies.policy_cost.find_machine", find)
+    monkeypatch.setattr("offramp.policies.prices.find_machine", find)
     trace = make_trace()
     model = {"fingerprint": "f" * 64, "attention": "eager"}
     trace.provenance["request"] = {"model": model, "dtype": "float32"}

@@ -10,7 +10,7 @@ from offramp.errors import InputError, PolicyError
 from offramp.policies.charge import Units, run_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import costs_of, prices_at
+from offramp.policies.prices import costs_of, prices_at
 from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.short_list import ShortList, read_short, with_short_head

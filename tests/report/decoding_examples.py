@@ -9,8 +9,8 @@ from offramp.policies.grammar import parse_policy
 from offramp.report.run_result import Decoded, RunResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
-from offramp.timing.answers import answer_of
 from offramp.timing.results import BenchResult, Cluster, Contender, Counted, Forecast, PartError
+from offramp.timing.stopping import answer_of
 from offramp.tuning.verdict import Speed
 
 PLAIN = 0.0583

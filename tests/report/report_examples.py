@@ -14,16 +14,16 @@ import answer_examples as answers
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.kit.defaults import FLOORS
+from offramp.defaults import FLOORS
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.frontier import frontier
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.scoring import score
 from offramp.studies.work.trace import passage_from_trace, typical_document
 from offramp.timing.results import Timing
+from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Marginal, Trace
-from offramp.tracing.trace_files import DocumentRecord
-from offramp.tuning import judging
+from offramp.tuning import replayed_verdicts
 from offramp.tuning.floor import Floor
 from offramp.tuning.search import add_exact
 from offramp.tuning.verdict import Verdict
@@ -146,8 +146,8 @@ def synthetic_trace(
 
 def quickly_judged(trace: Trace, floors: tuple[float, ...] = FLOORS) -> tuple[Verdict, ...]:
     """Verdicts whose policies are searched among single thresholds alone: pages show whatever is found."""
-    with mock.patch.object(judging, "search_pool", lambda pool, risk: add_exact(pool, (risk,))):
-        return judging.judge(trace, floors)
+    with mock.patch.object(replayed_verdicts, "search_pool", lambda pool, risk: add_exact(pool, (risk,))):
+        return replayed_verdicts.judge(trace, floors)
 
 
 def first_two(value: Any) -> Any:

@@ -14,7 +14,7 @@ from decoding_examples import decoded_run
 from report_examples import example_run
 
 import comparison_examples as examples
-from offramp.report.comparison import write_comparison_page
+from offramp.report.comparison_page import write_comparison_page
 from offramp.report.page import render
 from offramp.tuning.floor import Floor
 from page_reader import VOID, Page

@@ -20,8 +20,8 @@ from rich.console import Console
 from comparison_examples import example_comparison
 from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
 from offramp.policies.rules.fixed import StaticExit
-from offramp.report.comparison import comparison_terminal, render_comparison
 from offramp.report.comparison_data import comparison_tables
+from offramp.report.comparison_page import comparison_terminal, render_comparison
 from offramp.report.curves import CURVES
 from offramp.report.sections import leaderboard
 from offramp.report.table import Column, write_tables

@@ -18,7 +18,7 @@ from offramp.policies.cost_breakdown import Gain
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import SHORT_HEAD, short_name
-from offramp.report.comparison import (
+from offramp.report.comparison_page import (
     answer_section,
     cards_of,
     comparison_headline,
@@ -41,7 +41,7 @@ from offramp.report.findings import (
 )
 from offramp.report.run_findings import Findings
 from offramp.report.sections.families import families_at
-from offramp.report.strategies import fastest, floor_kept, why_no_answer
+from offramp.report.sections.strategies import fastest, floor_kept, why_no_answer
 from offramp.report.timing import ways_of
 from offramp.report.words import caveats, grounds_of, headline, machines_sentence, short_answer
 from offramp.scoring.estimate import Estimate

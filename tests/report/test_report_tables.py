@@ -24,7 +24,7 @@ from offramp.report.sections.leaderboard import (
     ordered,
     without_speed,
 )
-from offramp.report.strategies import STRATEGIES, Paired, beside, families_table, floor_note
+from offramp.report.sections.strategies import STRATEGIES, Paired, beside, families_table, floor_note
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor
 from page_reader import Page

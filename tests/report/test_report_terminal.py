@@ -11,7 +11,7 @@ from report_examples import example_run
 from rich.console import Console
 
 import comparison_examples as examples
-from offramp.report.comparison import comparison_terminal
+from offramp.report.comparison_page import comparison_terminal
 from offramp.report.page import print_summary
 from offramp.report.run_result import RunResult
 from offramp.report.words import short_answer

@@ -12,7 +12,7 @@ from report_examples import example_run
 
 from comparison_examples import example_comparison
 from offramp.policies.grammar import parse_policy
-from offramp.report.comparison import render_comparison
+from offramp.report.comparison_page import render_comparison
 from offramp.report.page import render
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.sections.training import answers, bought, minutes, tokens_text

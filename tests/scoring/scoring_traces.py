@@ -7,8 +7,8 @@ from scipy.special import log_softmax
 
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.tracing.facts import FACTS
+from offramp.tracing.sealed_parts import MARGINAL_BLOCKS
 from offramp.tracing.trace import Marginal, Trace
-from offramp.tracing.trace_files import MARGINAL_BLOCKS
 
 HEAD_PARAMETERS = 3
 

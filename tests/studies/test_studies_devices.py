@@ -28,7 +28,7 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "device_count", lambda kind: 2 if kind == "cuda" else 0)
     monkeypatch.setattr(devices, "device_memory", lambda device: 2**36)
     monkeypatch.setattr("offramp.costs.hardware.device_name", lambda device: f"card {device}")
-    monkeypatch.setattr("offramp.studies.found.device_memory", lambda device: 2**36)
+    monkeypatch.setattr("offramp.studies.named_inputs.device_memory", lambda device: 2**36)
 
 
 def plan_on(folder: Path, device: str | None) -> StudyPlan:

@@ -11,8 +11,8 @@ import pytest
 from study_files import small_world, study_of, write_model
 
 from offramp.models.source import find_source
-from offramp.studies import found
-from offramp.studies.found import Fingerprints, evidence_of
+from offramp.studies import named_inputs
+from offramp.studies.named_inputs import Fingerprints, evidence_of
 from offramp.studies.plan import make_plan
 from offramp.studies.task import FINGERPRINTS
 from offramp.workloads.registry import load_workload
@@ -35,8 +35,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             source = "chat"  # as good, and quick
         return load_workload(source)
 
-    monkeypatch.setattr(found, "find_source", find)
-    monkeypatch.setattr(found, "load_workload", load)
+    monkeypatch.setattr(named_inputs, "find_source", find)
+    monkeypatch.setattr(named_inputs, "load_workload", load)
     return read
 
 

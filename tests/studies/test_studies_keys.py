@@ -308,7 +308,7 @@ def test_other_code_gives_other_keys(copied: Path) -> None:
     kinds = set(works())
     reached = {kind: set(reached_from(works()[kind].__module__)) for kind in kinds}
     for module, moved in (
-        ("kit.defaults", kinds),
+        ("defaults", kinds),
         ("tracing.trace", kinds),
         ("tracing.tracer", {"trace", "score"}),
         ("scoring.scoring", {"score"}),
@@ -316,7 +316,7 @@ def test_other_code_gives_other_keys(copied: Path) -> None:
         ("training.loop", {"training"}),
         ("studies.work.score", {"score"}),
         ("studies.work.inputs", kinds),
-        ("studies.found", set()),
+        ("studies.named_inputs", set()),
         ("studies.fitness", set()),
         ("studies.plan", set()),
         ("report.page", set()),

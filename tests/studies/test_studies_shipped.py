@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from offramp.scoring.card import PUBLISHED_EAS
-from offramp.studies import found
-from offramp.studies.found import SLOW_SOURCES
+from offramp.studies import named_inputs
+from offramp.studies.named_inputs import SLOW_SOURCES
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study, StudyPlan
 from offramp.studies.study_file import read_study
@@ -40,9 +40,9 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, St
         patch.setenv("HF_HUB_OFFLINE", "1")
         # That this machine can quantise takes torch to find out, and is tested elsewhere.
         patch.setattr("offramp.models.transforms.quantise.Quantised.check", lambda self, dtype=None: None)
-        patch.setattr(found, "load_workload", quickly_loaded)
+        patch.setattr(named_inputs, "load_workload", quickly_loaded)
         # What this machine has of the Hub makes no difference to a test.
-        patch.setattr(found, "find_downloaded", lambda name: None)
+        patch.setattr(named_inputs, "find_downloaded", lambda name: None)
         studies = {path.stem: read_study(path) for path in sorted(STUDIES.glob("*.toml"))}
         return {name: (study, make_plan(study, folder)) for name, study in studies.items()}
 

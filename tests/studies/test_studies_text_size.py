@@ -17,8 +17,8 @@ from offramp.errors import DamagedFileError
 from offramp.models.model import Model
 from offramp.scoring.documents import NOTHING, PARTIAL, TextSize, text_sizes
 from offramp.studies.work.trace import TEXT, read_text_sizes, write_text_sizes
+from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import DocumentRecord
 from policy_traces import make_shape
 
 END = 256

@@ -12,13 +12,13 @@ from study_files import SETTINGS, plan_of, small_world, study_of
 from work_cases import files_of
 
 import offramp
+from offramp.defaults import TRAINING_MINUTES, TRAINING_ROWS
 from offramp.files import locked_folder
 from offramp.heads.file import read_heads
-from offramp.kit.defaults import TRAINING_MINUTES, TRAINING_ROWS
 from offramp.report.comparison_data import comparison_tables
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.folder import StudyFolder
-from offramp.studies.found import Fingerprints, find_everything
+from offramp.studies.named_inputs import Fingerprints, find_everything
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
 from offramp.studies.study import StudyPlan

@@ -55,8 +55,8 @@ from offramp.timing.local_profile import StepCheck, measure_hardware
 from offramp.timing.results import BenchResult, CombineResult
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.loading import load_model
-from offramp.tuning.judging import judge
 from offramp.tuning.ranking import RankedPolicy, ranking
+from offramp.tuning.replayed_verdicts import judge
 from offramp.tuning.tuned import read_tuned
 from offramp.tuning.verdict import settle_all
 from offramp.workloads.registry import load_workload

@@ -16,11 +16,11 @@ from offramp.models.model import Model
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.timing import answers, decoder
-from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import Measurement, run, settle
 from offramp.timing.contenders import GENERATE, WITHOUT_PEERS, Extent
 from offramp.timing.decoder import DecodedBatch, Decoder, Running, Setting
 from offramp.timing.results import BenchResult, Cluster, Contender, Counted
+from offramp.timing.stopping import TimeLimits
 
 
 class Padding(NumberTokenizer):

@@ -18,7 +18,6 @@ from offramp.decoding.judging import judge
 from offramp.errors import InputError, ModelError, OfframpError, PolicyError
 from offramp.scoring.estimate import Estimate
 from offramp.timing import contenders, decoder
-from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import Measurement, bench, judged_answers, run, with_agreement
 from offramp.timing.contenders import (
     CUT_HEAD,
@@ -33,6 +32,7 @@ from offramp.timing.contenders import (
 )
 from offramp.timing.decoder import Decoder
 from offramp.timing.results import BenchResult, Contender
+from offramp.timing.stopping import TimeLimits
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
 POLICY = "threshold:signal=margin,value=0.04,exits=1+2+3"
@@ -267,7 +267,7 @@ def test_a_slowed_repeat_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyP
 
         return dataclasses.replace(again, start=slowly)
 
-    monkeypatch.setattr("offramp.timing.measurement.again", slowed)
+    monkeypatch.setattr("offramp.timing.session.again", slowed)
     prompts = [[1 + place, 2, 3] for place in range(6)]
     setting = settled(tiny_llama(), "static:exit=2", prompts=prompts, new_tokens=9)
     extent = dataclasses.replace(WITHOUT_PEERS, plain=GENERATE)

@@ -13,25 +13,27 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import (
-    ALPHA,
-    PRECISE,
+from offramp.timing.ratios import (
     SAMPLES_NEEDED,
-    Looks,
-    PairedTimes,
-    answer_of,
     cluster_of,
     freedom_of,
-    is_precise,
-    is_settled,
     median,
     over_fastest,
     product_of,
     ratio_of,
     ratio_over,
-    resolution_of,
 )
 from offramp.timing.results import Cluster
+from offramp.timing.stopping import (
+    ALPHA,
+    PRECISE,
+    Looks,
+    PairedTimes,
+    answer_of,
+    is_precise,
+    is_settled,
+    resolution_of,
+)
 
 WORTH = 0.05
 

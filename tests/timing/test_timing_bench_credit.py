@@ -15,7 +15,6 @@ from scipy.stats import t as student
 from offramp.errors import ModelError
 from offramp.scoring.estimate import Estimate
 from offramp.timing import contenders
-from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import judge_measurement, merged, run
 from offramp.timing.contenders import CUT_HEAD, NEVER, SHORT, WITHOUT_PEERS, Extent, searched_of
 from offramp.timing.decoder import Candidates, DecodedBatch, Decoder, Setting, generate
@@ -29,6 +28,7 @@ from offramp.timing.results import (
     read_results,
     write_results,
 )
+from offramp.timing.stopping import TimeLimits
 
 POLICY = "static:exit=3 (propagate)"
 LOGS = {

@@ -9,7 +9,6 @@ import pytest
 from bench_cases import made_up_result
 
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import ratio_of
 from offramp.timing.bench import merged
 from offramp.timing.defects import (
     A_A_FREEDOM,
@@ -18,6 +17,7 @@ from offramp.timing.defects import (
     defects_of,
     warnings_of,
 )
+from offramp.timing.ratios import ratio_of
 from offramp.timing.results import BenchResult, Cluster, Contender
 
 QUIET: dict[str, Any] = {"cores": 2, "threads": 2, "other_load": 0.05, "omp_wait_policy": "passive"}

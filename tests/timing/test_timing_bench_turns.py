@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from bench_cases import Clock, Fake
 
+from offramp.defaults import FEWEST_VISITS
 from offramp.errors import InputError, OfframpError
-from offramp.kit.defaults import FEWEST_VISITS
-from offramp.timing.answers import ALPHA, LOOK_SPENDS, Budget
 from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL
 from offramp.timing.decoder import batches_of
-from offramp.timing.measurement import MARGIN, choose_plain, given_plain
+from offramp.timing.session import MARGIN, choose_plain, given_plain
+from offramp.timing.stopping import ALPHA, LOOK_SPENDS, Budget
 from offramp.timing.turns import (
     BLOCK,
     FEW_TOKENS,

@@ -24,9 +24,9 @@ from offramp.timing.accelerations import (
     name_of,
     read_accelerations,
 )
-from offramp.timing.answers import TimeLimits, product_of
 from offramp.timing.combine import combine, interaction_of, kept_layers
 from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
+from offramp.timing.ratios import product_of
 from offramp.timing.results import (
     COMBINED,
     Cluster,
@@ -36,6 +36,7 @@ from offramp.timing.results import (
     read_combined,
     write_combined,
 )
+from offramp.timing.stopping import TimeLimits
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
 POLICY = "static:exit=3"

@@ -23,7 +23,7 @@ from random_heads import random_heads
 from tracing_models import tiny_llama, workload_of
 
 import offramp.tracing.plan as plan
-import offramp.tracing.trace_files as part
+import offramp.tracing.sealed_parts as part
 import offramp.tracing.tracer as tracer
 from offramp.models.model import Model
 

@@ -19,8 +19,9 @@ from killed_runs import LENGTHS, PART_ROWS
 from tracing_models import tiny_llama, workload_of
 
 from offramp.files import read_sealed_json, write_sealed_json
+from offramp.tracing.manifest import TIMESTAMPS
+from offramp.tracing.sealed_parts import damaged
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import TIMESTAMPS, damaged
 from offramp.tracing.tracer import trace
 
 

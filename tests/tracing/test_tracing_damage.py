@@ -17,9 +17,9 @@ from stored_traces import files_of, flip, killed_children, run
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import TEMPORARY_PREFIX
-from offramp.tracing import trace_files
+from offramp.tracing import sealed_parts
+from offramp.tracing.sealed_parts import FILE_KINDS, part_path, seal_path
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import FILE_KINDS, part_path, seal_path
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
 finished = stored_traces.finished
@@ -57,7 +57,7 @@ def test_a_resumed_run_measures_only_what_is_missing(folder: Path, monkeypatch: 
     for kind in ("tokens", "marginal"):
         part_path(folder, kind, 2).unlink()
     measured: list[int] = []
-    real = trace_files.write_part
+    real = sealed_parts.write_part
 
     def write(folder: Path, part: Any, *arguments: Any) -> None:
         measured.append(part.index)
@@ -72,7 +72,7 @@ def test_a_resumed_run_measures_only_what_is_missing(folder: Path, monkeypatch: 
 def test_an_interrupt_leaves_a_folder_that_can_be_resumed(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = trace_files._write
+    real = sealed_parts._write
     calls = 0
 
     def write(table: Any, path: Path) -> None:
@@ -82,7 +82,7 @@ def test_an_interrupt_leaves_a_folder_that_can_be_resumed(
         if calls == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trace_files, "_write", write)
+    monkeypatch.setattr(sealed_parts, "_write", write)
     place = tmp_path / "trace"
     with pytest.raises(KeyboardInterrupt):
         run(place)

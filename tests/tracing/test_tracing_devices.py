@@ -32,10 +32,10 @@ from offramp.scoring.scoring import score
 from offramp.tracing import states
 from offramp.tracing.block import _KNOWN, BlockMeasurer, Gram
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.layer_importance import measure_importance
+from offramp.tracing.layers_to_prune import measure_importance
+from offramp.tracing.manifest import read_manifest, write_manifest
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import read_manifest, write_manifest
 from offramp.tracing.tracer import trace
 from tiny_models import write_llama
 

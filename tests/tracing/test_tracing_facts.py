@@ -29,10 +29,10 @@ from rounding import (
 )
 from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
+from offramp.defaults import SHORTLIST
 from offramp.errors import InputError
 from offramp.heads.at_work import CLASSIFIED_FACTS
 from offramp.heads.statistics import EXACT_COLUMNS, can_compile, choose_reductions
-from offramp.kit.defaults import SHORTLIST
 from offramp.models.model import Model
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.request import parse_signals
@@ -132,7 +132,7 @@ def test_facts_are_float32_accurate_in_bfloat16(
     family: str, head_scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Comparing exits takes every product in float32; cheaper signals have the best logits taken again."""
-    monkeypatch.setattr("offramp.tracing.measurement.FORWARD_TOKENS", 1)  # the shapes of the reference
+    monkeypatch.setattr("offramp.tracing.group_measurer.FORWARD_TOKENS", 1)  # the shapes of the reference
     model = tiny_model(build_family(family), head_scale=head_scale, dtype="bfloat16")
     found, sequences = trace_numbers(model, 503, signals="all")
     readings = rounded_readings(model, sequences)
@@ -175,7 +175,7 @@ def test_bfloat16_on_a_wide_vocabulary_moves_agreement_by_a_thousandth_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Logits beyond 16 are rounded to steps of 0.125 by a bfloat16 product, which breaks many a tie."""
-    monkeypatch.setattr("offramp.tracing.measurement.FORWARD_TOKENS", 1)  # the shapes of the reference
+    monkeypatch.setattr("offramp.tracing.group_measurer.FORWARD_TOKENS", 1)  # the shapes of the reference
     vocabulary = 3000
     hf = llama(vocabulary, hidden_size=64, intermediate_size=64)
     model = tiny_model(hf, dtype="bfloat16", head_scale=6.0)
@@ -239,7 +239,7 @@ def test_the_previous_exit_is_the_previous_traced_one() -> None:
 
 def test_rows_in_several_blocks_and_chunks_give_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, sequences = trace_numbers(tiny_llama(), 61, signals="all")
-    monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
+    monkeypatch.setattr("offramp.tracing.group_measurer.BLOCK_ROWS", 40)
     monkeypatch.setattr("offramp.heads.output_head.BLOCK_ROWS", 16)
     monkeypatch.setattr("offramp.tracing.recorders.eager_elements", lambda device: 3 * 61)
     found, _ = trace_numbers(tiny_llama(), 61, signals="all")

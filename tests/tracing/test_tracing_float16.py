@@ -28,7 +28,7 @@ STEP = 2.0**-11
 
 @pytest.mark.parametrize(("family", "scale"), [("llama", 20.0), ("gemma2", 60.0)])
 def test_facts_equal_the_naive_reference(family: str, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.tracing.measurement.FORWARD_TOKENS", 1)  # the shapes of the reference
+    monkeypatch.setattr("offramp.tracing.group_measurer.FORWARD_TOKENS", 1)  # the shapes of the reference
     model = tiny_model(build_family(family), head_scale=scale, dtype="float16")
     found, sequences = trace_numbers(model, 503)
     readings = rounded_readings(model, sequences)

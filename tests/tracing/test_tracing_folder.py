@@ -30,10 +30,10 @@ from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model, workl
 from offramp.errors import InputError, OfframpError
 from offramp.files import TEMPORARY_PREFIX
 from offramp.heads.file import write_heads
-from offramp.tracing import trace_files, tracer
+from offramp.tracing import sealed_parts, tracer
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
+from offramp.tracing.sealed_parts import Part
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import Part
 from offramp.workloads.shared_text import read_sketch
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
@@ -243,7 +243,7 @@ def test_a_full_disk_is_told_with_sizes_and_leaves_no_temporary_file(
     where: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "trace"
-    real_write, real_fsync, calls = trace_files._write, os.fsync, 0
+    real_write, real_fsync, calls = sealed_parts._write, os.fsync, 0
 
     def full(*arguments: Any) -> None:
         nonlocal calls
@@ -256,7 +256,7 @@ def test_a_full_disk_is_told_with_sizes_and_leaves_no_temporary_file(
 
     with monkeypatch.context() as patch:
         if where == "write":
-            patch.setattr(trace_files, "_write", full)
+            patch.setattr(sealed_parts, "_write", full)
         else:
             patch.setattr(os, "fsync", full)
         with pytest.raises(

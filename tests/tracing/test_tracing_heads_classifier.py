@@ -10,8 +10,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from offramp.defaults import NETWORK_UNITS
 from offramp.heads.parts import Classifier, stacked
-from offramp.kit.defaults import NETWORK_UNITS
 from offramp.tracing.fitting.classifiers import (
     PRIOR_VARIANCE,
     RAREST_CLASS,

@@ -13,17 +13,17 @@ import torch
 from fitting_cases import DOCUMENTS, plain_ridge, states_by_hand, texts
 from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
+from offramp.defaults import SHORTLIST
 from offramp.errors import InputError, ModelError
 from offramp.heads.described import describe_heads
 from offramp.heads.exit_heads import ExitHeads, build_heads
 from offramp.heads.file import read_heads, write_heads
 from offramp.heads.parts import ExitReading
-from offramp.kit.defaults import SHORTLIST
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.fitting.classifiers import KINDS
-from offramp.tracing.fitting.documents import plan_rows, split_documents
 from offramp.tracing.fitting.fit import fit_heads, frequent_tokens
-from offramp.tracing.fitting.readings import take_readings
+from offramp.tracing.fitting.fitting_documents import plan_rows, split_documents
+from offramp.tracing.fitting.fitting_inputs import take_readings
 from offramp.tracing.tracer import trace
 from offramp.workloads.shared_text import sketches_of
 from offramp.workloads.workload import Workload

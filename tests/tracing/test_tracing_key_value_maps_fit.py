@@ -13,8 +13,8 @@ from tracing_models import llama, tiny_model
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.parts import ExitMaps
-from offramp.tracing.fitting.documents import plan_rows, split_documents
 from offramp.tracing.fitting.fit import fit_heads
+from offramp.tracing.fitting.fitting_documents import plan_rows, split_documents
 from offramp.tracing.fitting.maps import AUTO_DISTANCE, FittingMemory, fitting_memory
 from offramp.tracing.tracer import trace
 

@@ -17,7 +17,7 @@ from tracing_models import build_family, llama, tiny_llama, tiny_model, workload
 from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
 from offramp.models.transforms.prune import Prune
-from offramp.tracing.layer_importance import (
+from offramp.tracing.layers_to_prune import (
     LayerImportance,
     influence_of_trace,
     least_influence,
@@ -102,8 +102,8 @@ def test_the_least_important_layers_are_chosen(monkeypatch: pytest.MonkeyPatch) 
         return LayerImportance(np.array([0.9, 0.2, 0.5, 0.1, 0.2]), angles)
 
     works = {"prose": workload_of("3 4", "5 6", "7 8", "9 3"), "code": workload_of("3 4 5")}
-    monkeypatch.setattr("offramp.tracing.layer_importance.measure_importance", measured)
-    monkeypatch.setattr("offramp.tracing.layer_importance.load_workload", works.__getitem__)
+    monkeypatch.setattr("offramp.tracing.layers_to_prune.measure_importance", measured)
+    monkeypatch.setattr("offramp.tracing.layers_to_prune.load_workload", works.__getitem__)
     assert resolve(Prune(by="angular", layers=2), model) == Prune(drop=(2, 3))
     assert resolve(Prune(by="angular", layers=1, workload="code", tokens=9), model) == Prune(drop=(5,))
     assert resolve(Prune(by="influence", layers=2), model) == Prune(drop=(2, 4))
@@ -117,7 +117,7 @@ def test_the_least_important_layers_are_chosen(monkeypatch: pytest.MonkeyPatch) 
 
 def test_too_many_layers_are_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "offramp.tracing.layer_importance.measure_importance", lambda *_, **__: pytest.fail("measured")
+        "offramp.tracing.layers_to_prune.measure_importance", lambda *_, **__: pytest.fail("measured")
     )
     with pytest.raises(InputError, match="leaves out all of the model's 3 layers"):
         resolve(Prune(by="angular", layers=3), tiny_llama())

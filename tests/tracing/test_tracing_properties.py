@@ -21,7 +21,7 @@ from torch import Tensor
 from offramp.heads.output_head import LinearHead, ReadoutHead, StateShape
 from offramp.heads.statistics import HeadTransform, best_columns
 from offramp.tracing.facts import SIGNAL_FACTS
-from offramp.tracing.measurement import GroupMeasurer
+from offramp.tracing.group_measurer import GroupMeasurer
 from offramp.tracing.request import Recording
 from offramp.workloads.packing import Context
 

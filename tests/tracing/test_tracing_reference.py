@@ -18,8 +18,8 @@ from offramp.errors import InputError, ModelError
 from offramp.models.loading import load_source
 from offramp.models.model import Model
 from offramp.models.source import find_source
+from offramp.tracing.sealed_parts import TOKEN_COLUMNS, read_columns
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import TOKEN_COLUMNS, read_columns
 from offramp.tracing.tracer import trace
 from offramp.workloads.registry import load_workload
 from tiny_models import write_documents, write_llama

@@ -12,7 +12,7 @@ from offramp.errors import InputError, ModelError
 from offramp.models.loading import load_source
 from offramp.models.source import find_source
 from offramp.models.transforms.prune import Prune
-from offramp.tracing.layer_importance import measure_importance
+from offramp.tracing.layers_to_prune import measure_importance
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace

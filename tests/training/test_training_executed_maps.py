@@ -16,7 +16,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.models.model import Model
 from offramp.tracing.plan import plan_with_answers
 from offramp.training.divergence import TrainingHead
-from offramp.training.executed import ExecutedMaps
+from offramp.training.executed_maps import ExecutedMaps
 from offramp.training.executed_pass import TrainableMaps, places_of
 
 LAYERS = 5

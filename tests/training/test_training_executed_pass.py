@@ -17,7 +17,7 @@ from tracing_models import workload_of
 import offramp
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.rerun.parallel import Carried
-from offramp.decoding.rerun.sequences import traced_sequences
+from offramp.decoding.rerun.trace_sequences import traced_sequences
 from offramp.heads.parts import ExitMaps
 from offramp.models.calls import continued, first_tensor, with_hidden
 from offramp.models.model import Model

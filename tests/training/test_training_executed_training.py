@@ -20,10 +20,10 @@ from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads, write_heads
 from offramp.models.model import Model
-from offramp.tracing.fitting.documents import Seen, seen_by_all
+from offramp.tracing.fitting.fitting_documents import Seen, seen_by_all
 from offramp.tracing.fitting.maps import parse_map_exits
 from offramp.training import loop
-from offramp.training.executed import ExecutedMaps, start_of
+from offramp.training.executed_maps import ExecutedMaps, start_of
 from offramp.training.loop import Steps
 from offramp.training.record import Spent, spent_before, spent_on
 from offramp.training.train import TrainedExits, train_exits

@@ -14,7 +14,7 @@ from training_cases import arrays, assert_same
 
 from offramp.heads.file import read_heads
 from offramp.training.divergence import TrainingHead
-from offramp.training.readings import (
+from offramp.training.lens_and_block import (
     RidgeStart,
     TrainedReadings,
     exits_of,

@@ -17,7 +17,7 @@ from offramp.costs.machine import Machine
 from offramp.costs.probes import ProbeSizes
 from offramp.heads.parts import Classifier, stacked
 from offramp.models.shape import ModelShape
-from offramp.policies.policy_cost import costs_of
+from offramp.policies.prices import costs_of
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.fitting.classifiers import Samples, fit_classifier

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from offramp.training.layer_skip import (
+from offramp.training.exit_loss_weights import (
     Curriculum,
     dropout_probabilities,
     enabled_exits,

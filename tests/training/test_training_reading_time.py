@@ -10,8 +10,8 @@ from fitting_cases import texts
 from tracing_models import tiny_llama
 
 from offramp.errors import InputError
-from offramp.training import loop, readings
-from offramp.training.readings import FEWEST_TOKENS, ReadingTime
+from offramp.training import lens_and_block, loop
+from offramp.training.lens_and_block import FEWEST_TOKENS, ReadingTime
 from offramp.training.train import TrainedExits, train_exits
 
 
@@ -64,13 +64,14 @@ def test_what_the_minutes_do_not_allow_is_not_read_and_what_was_read_stays(
         raise _Ended
 
     # Half of 12 s: 3,072 of the tokens at this pace.
-    monkeypatch.setattr(readings, "pace_of", lambda *arguments: 6.0 / 3100)
+    monkeypatch.setattr(lens_and_block, "pace_of", lambda *arguments: 6.0 / 3100)
     monkeypatch.setattr(loop.TrainingLoop, "_pilot", lambda self, progress: 0.5)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "read_checkpoint", killed)
         with pytest.raises(_Ended):
             trained(tmp_path, minutes=0.2)
-    monkeypatch.setattr(readings, "pace_of", lambda *arguments: 6.0 / 2000)  # as if another took its time
+    # As if another took its time.
+    monkeypatch.setattr(lens_and_block, "pace_of", lambda *arguments: 6.0 / 2000)
     record = trained(tmp_path, minutes=0.2).record
     assert record.rows.allowed == 3072
     assert 1536 < record.rows.tokens <= 3072

@@ -19,7 +19,7 @@ from offramp.models.model import Model
 from offramp.tracing.plan import plan_with_answers
 from offramp.training.changed_weights import ChangedWeights, read_out, run_layers
 from offramp.training.divergence import TrainingHead, leaving_shares
-from offramp.training.layer_skip import dropout_probabilities, exit_weights
+from offramp.training.exit_loss_weights import dropout_probabilities, exit_weights
 from offramp.training.regularised import AHEAD_SHARE, RegularisedModel, original_states, tokens_ahead
 from offramp.training.request import Regularisation
 

@@ -16,7 +16,7 @@ from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model
 from offramp.errors import DamagedFileError, DiskFullError, InputError
 from offramp.kit.sealed_tensors import StreamedBytes
 from offramp.models.model import Model
-from offramp.tracing.fitting.documents import FittingRows, plan_rows
+from offramp.tracing.fitting.fitting_documents import FittingRows, plan_rows
 from offramp.training import states as module
 from offramp.training.folder import FIT, HELD_OUT
 from offramp.training.states import StatesPlan, read_states, require_enough, write_states
@@ -133,7 +133,7 @@ def test_a_disk_that_becomes_full_leaves_nothing(tmp_path: Path, monkeypatch: py
         add(file, rows)
 
     monkeypatch.setattr(StreamedBytes, "add", full)
-    monkeypatch.setattr("offramp.tracing.fitting.readings.FORWARD_TOKENS", 60)
+    monkeypatch.setattr("offramp.tracing.fitting.fitting_inputs.FORWARD_TOKENS", 60)
     with pytest.raises(DiskFullError, match="the disk is full"):
         written(tmp_path, model, rows)
     assert not any(tmp_path.iterdir())

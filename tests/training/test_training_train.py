@@ -36,8 +36,8 @@ from offramp.tracing.tracer import trace
 from offramp.training import loop
 from offramp.training.divergence import TrainingHead
 from offramp.training.folder import CHECKPOINT, FIT, STATES
+from offramp.training.lens_and_block import TrainedReadings
 from offramp.training.loop import Steps, read_checkpoint
-from offramp.training.readings import TrainedReadings
 from offramp.training.states import FILE as STATES_FILE
 from offramp.training.train import TrainedExits, train_exits
 from offramp.workloads.packing import PlannedAnswer
@@ -292,7 +292,7 @@ def test_what_was_interrupted_goes_on_with_its_states_and_checkpoint(
 ) -> None:
     interrupted(tmp_path, monkeypatch)
     seconds = STATES_FILE.stated(tmp_path / STATES / FIT, "").seconds
-    monkeypatch.setattr("offramp.training.readings.write_states", None)
+    monkeypatch.setattr("offramp.training.lens_and_block.write_states", None)
     taken = []
     step = Steps.step
     monkeypatch.setattr(Steps, "step", lambda loop, at: taken.append(at) or step(loop, at))
@@ -523,7 +523,7 @@ def test_the_record_is_json_that_says_what_it_cost(tmp_path: Path) -> None:
 def test_the_code_of_a_training_is_all_that_it_runs() -> None:
     """A change there gives other exits, so that a killed training of before is not gone on with."""
     reached = set(reached_from("offramp.training.train"))
-    for name in ("training.loop", "training.executed", "models.stack", "decoding.rerun.parallel"):
+    for name in ("training.loop", "training.executed_maps", "models.stack", "decoding.rerun.parallel"):
         assert f"offramp.{name}" in reached
     assert "offramp.cli.main" not in reached
     assert trained(kind="lens", steps=1, at=[1]).record.request.code == code_of(

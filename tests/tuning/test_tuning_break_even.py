@@ -16,7 +16,7 @@ from offramp.costs.token import TokenCosts
 from offramp.policies.decisions import Decisions, replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes
+from offramp.policies.prices import exit_costs, exit_costs_without_probes
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS

@@ -16,9 +16,10 @@ from offramp.cli.tune import show_tuned
 from offramp.policies.grammar import parse_policy
 from offramp.report.sections.tuned import front_table
 from offramp.tracing.facts import FACTS
+from offramp.tracing.manifest import describe_trace, write_manifest
 from offramp.tracing.request import TraceRequest
+from offramp.tracing.sealed_parts import Part, PartDocument, write_part
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import Part, PartDocument, describe_trace, write_manifest, write_part
 from offramp.tuning.certificate import Candidate
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import read_tuned

@@ -31,10 +31,10 @@ from offramp.tuning import proposals as proposals_module
 from offramp.tuning.bounds import METHODS, Losses, fewest_documents, refuted, settle
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.executed import DecodingLimits
-from offramp.tuning.executor import Deadline, FixedSequence, Proposal, Rerun, chosen_trial
+from offramp.tuning.fixed_sequence import Deadline, FixedSequence, Proposal, Rerun, chosen_trial
 from offramp.tuning.floor import SHARES, FloorKind, make_floor
-from offramp.tuning.judging import judge
 from offramp.tuning.proposals import FORETOLD, RERUNS, Proposals
+from offramp.tuning.replayed_verdicts import judge
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import tune, tune_floors
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned

@@ -18,8 +18,8 @@ from offramp.policies.replay import ReplayResult, replay
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.steps import group_into_steps
+from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import DocumentRecord
 from offramp.tuning.bounds import two_sided_limits
 from offramp.tuning.floor import Floor, document_losses, token_losses
 from offramp.tuning.predict import Prediction, predict

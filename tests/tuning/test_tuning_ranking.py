@@ -15,10 +15,10 @@ from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import make_floor
-from offramp.tuning.judging import halves_of, judge
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
 from offramp.tuning.ranking import RankedPolicy, ReplayedCredit, machine_answers, ranking, replayed_credit
+from offramp.tuning.replayed_verdicts import halves_of, judge
 from offramp.tuning.search import search_pool
 
 SHORT = "shortlist:policy=[never],at=all"

@@ -18,11 +18,11 @@ from offramp.report.sections.tuned import CANDIDATES, certificate_sentence, fact
 from offramp.tracing.trace import Trace
 from offramp.tuning import executed
 from offramp.tuning.executed import DecodingLimits
-from offramp.tuning.executor import Deadline
+from offramp.tuning.fixed_sequence import Deadline
 from offramp.tuning.floor import FloorKind, parse_floor, token_losses
-from offramp.tuning.judging import judge
 from offramp.tuning.predict import predict
 from offramp.tuning.ranking import machine_answers, ranking
+from offramp.tuning.replayed_verdicts import judge
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
 from policy_traces import make_trace

@@ -13,7 +13,7 @@ from offramp.costs.token import token_costs
 from offramp.errors import InputError
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
-from offramp.policies.policy_cost import decision_costs, exit_costs
+from offramp.policies.prices import decision_costs, exit_costs
 from offramp.policies.replay import replay
 from offramp.policies.rules.around import Filtered
 from offramp.policies.rules.short_list import costs_for

@@ -26,10 +26,10 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.curves import shortest_threshold
 from offramp.tuning.floor import Floor, make_floor
-from offramp.tuning.judging import judge
 from offramp.tuning.pool import Pool, SearchEvidence
 from offramp.tuning.pricing import pricing_of
 from offramp.tuning.ranking import machine_answers
+from offramp.tuning.replayed_verdicts import judge
 from offramp.tuning.search import add_exact, targets_around
 from offramp.tuning.splits import split_documents
 from offramp.tuning.threshold_family import exit_sets, recorded_signals

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Le
 
 from offramp.cli.command import Output, require_json_file
-from offramp.cli.given import SPECULATE, Leaving
-from offramp.errors import InputError
-from offramp.kit.defaults import (
+from offramp.cli.shared_options import SPECULATE, Leaving
+from offramp.defaults import (
     DEFAULT_MODEL,
     LOCAL,
     MAIN_FLOOR,
@@ -24,6 +23,7 @@ from offramp.kit.defaults import (
     TIMING_SECONDS,
     WORTH,
 )
+from offramp.errors import InputError
 from offramp.kit.numbers import Count, NotNegative, Proportion, TimedTokens, Whole
 from offramp.kit.request import Request, argument, flags, hidden
 from offramp.kit.rules import Beside, Margin, only_if, only_with
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
     from offramp.decoding.options import DecodingOptions
     from offramp.heads.exit_heads import ExitHeads
-    from offramp.timing.answers import TimeLimits
+    from offramp.timing.stopping import TimeLimits
     from offramp.tracing.trace import Trace
     from offramp.workloads.workload import Workload
 
@@ -213,7 +213,7 @@ class Bench(Leaving, Request):
     @cached_property
     def limits(self) -> TimeLimits:
         """When the timing ends."""
-        from offramp.timing.answers import TimeLimits
+        from offramp.timing.stopping import TimeLimits
 
         return TimeLimits(self.seconds, self.rounds, self.worth, looks=not self.to_the_end)
 

@@ -15,7 +15,7 @@ from offramp.cli.command import Output
 from offramp.commands import words_of
 from offramp.costs.machine import Machine, machine_prices
 from offramp.decoding.openings import prompts_of
-from offramp.decoding.rerun.sequences import require_model
+from offramp.decoding.rerun.trace_sequences import require_model
 from offramp.errors import InputError, OfframpError, WorkloadError
 from offramp.kit.typed import to_json
 from offramp.models.model import Model

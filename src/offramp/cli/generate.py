@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.command import Output, show_error
-from offramp.cli.given import Leaving
+from offramp.cli.shared_options import Leaving
+from offramp.defaults import NEW_TOKENS
 from offramp.errors import InputError, OfframpError
 from offramp.files import read_given_text
-from offramp.kit.defaults import NEW_TOKENS
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.request import Request, flags
 from offramp.kit.rules import Temperature, TopP, only_if

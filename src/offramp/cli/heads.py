@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from offramp.cli.command import Output, command, group
+from offramp.defaults import SEED, SHORTLIST
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.heads.importing import LayoutName
 from offramp.kit.arguments import settled
-from offramp.kit.defaults import SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed, whole_number
 from offramp.kit.request import Options, Request, argument, flags, one_word
 from offramp.kit.rules import Beside, only_if, only_with
@@ -296,7 +296,7 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
 
     from offramp.cli import heads_shown
     from offramp.kit.typed import to_json
-    from offramp.tracing.fitting.documents import left_for_tuning
+    from offramp.tracing.fitting.fitting_documents import left_for_tuning
 
     left = [len(left_for_tuning(work)) for work in works]
     out.say(*(heads_shown.left_to_certify(work.name, count) for work, count in zip(works, left, strict=True)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from offramp.commands import command_line
-from offramp.kit.defaults import DELTA
+from offramp.defaults import DELTA
 from offramp.report.formats import decimal, percent, thousandths
 from offramp.report.table import Column, Table
 from offramp.training.request import ExecutedTraining, RegularisedTraining

@@ -16,10 +16,10 @@ import typer
 from annotated_types import Ge
 
 from offramp.cli.command import Output, command, group
+from offramp.defaults import DEFAULT_MODEL, HARDWARE_SECONDS
 from offramp.errors import OfframpError
 from offramp.files import remove
 from offramp.kit.arguments import settled
-from offramp.kit.defaults import DEFAULT_MODEL, HARDWARE_SECONDS
 from offramp.kit.numbers import Count, Seconds, whole_number
 from offramp.kit.request import Request, argument, one_word
 from offramp.kit.rules import Must, OneOf, Rising

@@ -87,7 +87,7 @@ class CompareCommand(Mixed, Request):
 def compare(asked: CompareCommand, out: Output) -> None:
     """Write the page and the tables of a comparison, and show the main ones."""
     from offramp.report import REPORT_FILE
-    from offramp.report.comparison import comparison_terminal
+    from offramp.report.comparison_page import comparison_terminal
     from offramp.report.pages import CITATION_FILE, COMPARISON_FOLDER, TABLES, write_comparison
     from offramp.studies.comparison.reading import read_comparison
 

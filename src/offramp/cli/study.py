@@ -14,8 +14,8 @@ from annotated_types import Ge
 from offramp.cli.command import Output, command, group
 from offramp.cli.pages import Mixed
 from offramp.commands import command_line
+from offramp.defaults import LOCAL, STALL_SECONDS
 from offramp.errors import InputError
-from offramp.kit.defaults import LOCAL, STALL_SECONDS
 from offramp.kit.numbers import Count, Seconds
 from offramp.kit.request import Options, Request, argument, flags
 from offramp.kit.rules import only_if

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.cli.command import Output
-from offramp.cli.given import Keeping
+from offramp.cli.shared_options import Keeping
+from offramp.defaults import DRAFT_LENGTH, SEED
 from offramp.errors import InputError
 from offramp.files import require_writable
-from offramp.kit.defaults import DRAFT_LENGTH, SEED
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.request import Request, argument, flags
 from offramp.kit.rules import Beside, Must, only_if, only_with
@@ -300,7 +300,7 @@ def replay(asked: ReplayCommand, out: Output) -> None:
 
 def _execute(out: Output, asked: ReplayCommand, trace: Trace, heads: Path | None) -> RerunResult:
     """The same policy with the keys and values that it leaves, shown."""
-    from offramp.cli.given import load_traced_model, read_traced_heads
+    from offramp.cli.shared_options import load_traced_model, read_traced_heads
 
     fitted = read_traced_heads(trace, heads)
     instead = "a replay still answers: leave --execute out"
@@ -374,7 +374,7 @@ def predict(asked: PredictCommand, out: Output) -> None:
 
 
 def _show(out: Output, found: Prediction) -> None:
-    from offramp.kit.defaults import BYTES
+    from offramp.defaults import BYTES
     from offramp.report.formats import counted, decimal, duration, estimate_text, gain_text, percent, times
     from offramp.report.table import pairs
     from offramp.scoring.documents import lengths_text

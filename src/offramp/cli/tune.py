@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from offramp.cli.command import Output, require_json_file
 from offramp.commands import NO_MODEL, command_for
+from offramp.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
 from offramp.errors import BusyMachineError, InputError
 from offramp.files import require_writable
-from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
 from offramp.kit.numbers import Count, Positive, Seconds, Share, Whole
 from offramp.kit.request import Request, argument, flags
 from offramp.kit.rules import only_if
@@ -90,7 +90,7 @@ def machine_at_hand(text: TextAtHand, hardware: str, *, may_time: bool) -> Machi
 
     may_time: whether the model will be loaded. Raises InputError for a machine that is not known.
     """
-    from offramp.policies.policy_cost import machine_for
+    from offramp.policies.prices import machine_for
     from offramp.runs.folder import machine_near
 
     try:
@@ -247,7 +247,7 @@ def _require_documents(asked: Tuning, text: TextAtHand, needed: int) -> None:
 
     Raises InputError.
     """
-    from offramp.cli.given import read_traced_heads
+    from offramp.cli.shared_options import read_traced_heads
     from offramp.decoding.openings import further_documents, traced_workload
     from offramp.tuning.splits import split_roles
 
@@ -282,7 +282,7 @@ def loaded_models(asked: Tuning, text: TextAtHand) -> tuple[Model, Model | None]
 
     Raises InputError.
     """
-    from offramp.cli.given import load_traced_model, read_traced_heads
+    from offramp.cli.shared_options import load_traced_model, read_traced_heads
     from offramp.tuning.floor import REFERENCE
 
     load = functools.partial(

@@ -18,9 +18,9 @@ from offramp.costs import aiconfigurator
 from offramp.costs.machine import Machine, Roofline
 from offramp.costs.profile_file import read_profile
 from offramp.costs.timings import OTHER_LOAD, SCHEMA_VERSION, TimingsProfile, busy_machine
+from offramp.defaults import LOCAL
 from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.kit.defaults import LOCAL
 from offramp.kit.numbers import whole_number
 from offramp.kit.rules import suggest
 from offramp.kit.sealed_file import SealedFile

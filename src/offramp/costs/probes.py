@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from offramp.costs import counting
-from offramp.kit.defaults import CANDIDATES, NETWORK_UNITS, SHORTLIST
+from offramp.defaults import CANDIDATES, NETWORK_UNITS, SHORTLIST
 from offramp.models.shape import ModelShape
 
 MapRanks = tuple[tuple[int, int | None], ...]

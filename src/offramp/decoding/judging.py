@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.defaults import DRAWS, SEED
 from offramp.errors import InputError
 from offramp.heads.output_head import TILE
-from offramp.kit.defaults import DRAWS, SEED
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.policies.figures import FreeRunning

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from offramp.defaults import OPENING_TOKENS, PROMPT_TOKENS, SEED
 from offramp.errors import InputError, WorkloadError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.trained_model import trained_on
-from offramp.kit.defaults import OPENING_TOKENS, PROMPT_TOKENS, SEED
 from offramp.models.model import Model
 from offramp.tracing.trace import Trace, heads_documents
 from offramp.tuning.splits import Roles, split_documents, split_roles

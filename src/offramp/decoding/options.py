@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.errors import InputError, PolicyError
 from offramp.heads.described import describe_heads, reading_of
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads, require_base
 from offramp.kit.arguments import settle_fields
-from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.kit.numbers import Count
 from offramp.models.devices import AUTO
 from offramp.models.model import Model

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp.defaults import CANDIDATES, SHORTLIST
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads, useless
 from offramp.heads.parts import Classifier, ExitReading, OwnHead, Weights, tensor_of
-from offramp.kit.defaults import CANDIDATES, SHORTLIST
 from offramp.models.calls import first_tensor
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from offramp.defaults import SHORTLIST
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
-from offramp.kit.defaults import SHORTLIST
 from offramp.kit.sealed_tensors import seal_of
 
 RAW = "the model's own norm and head"

@@ -26,19 +26,11 @@ from offramp.models.measuring import measure_shape
 from offramp.models.model import Model
 from offramp.models.process import WORKING_SHARE, available_memory, quiet_transformers
 from offramp.models.shape import ModelShape
-from offramp.models.skeleton import (
-    Assembly,
-    Skeleton,
-    WeightMap,
-    build_skeleton,
-    drop_weights,
-    kinds_of_layers,
-    map_weights,
-    set_tensor,
-)
+from offramp.models.skeleton import Skeleton, build_skeleton, drop_weights, kinds_of_layers, set_tensor
 from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import check_tensor_finite
+from offramp.models.weight_map import Assembly, WeightMap, map_weights
 
 
 class StreamedLayers(Protocol):

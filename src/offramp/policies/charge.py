@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
-from offramp.kit.defaults import SEED
+from offramp.defaults import SEED
 from offramp.policies.cost_breakdown import CostBreakdown, PriceAt, Usage, break_down
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.kv import STRATEGIES, KeyValue, PolicyRun, executed_layers, maps_charged
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import prices_at
+from offramp.policies.prices import prices_at
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import BATCHINGS, count_plain, group_into_steps
 from offramp.scoring.documents import document_rows

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from offramp.costs.probes import FULL_HEAD
 from offramp.errors import PolicyError
 from offramp.plug_ins import asking
-from offramp.policies.held import broken
 from offramp.policies.policy import Decider, ExitPolicy, Rows, Tokens, columns_of
+from offramp.policies.policy_checks import broken
 from offramp.policies.signals import looks_back, probed_at_last, probes_of
 from offramp.scoring.documents import fact_of, require_numbers
 from offramp.tracing.trace import Trace

@@ -22,7 +22,7 @@ from offramp.errors import PolicyError
 from offramp.kit.typed import FloatArray
 from offramp.policies.decisions import require_comparisons
 from offramp.policies.policy import columns_of
-from offramp.policies.policy_cost import costs_of, exit_costs, exit_costs_without_probes, layers_executed
+from offramp.policies.prices import costs_of, exit_costs, exit_costs_without_probes, layers_executed
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS, Signal
 from offramp.scoring.documents import fact_of, require_numbers

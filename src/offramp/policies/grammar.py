@@ -35,7 +35,7 @@ from offramp.kit.rules import suggest
 from offramp.kit.typed import from_json
 from offramp.plug_ins import Known, asking, load_plug_in, refused
 from offramp.policies.binding import TunedOn, require_base
-from offramp.policies.parameters import EXIT, SEVERAL_EXITS, require_balanced, split_outside_brackets
+from offramp.policies.parameter_types import EXIT, SEVERAL_EXITS, require_balanced, split_outside_brackets
 from offramp.policies.policy import ExitBeyondError, ExitPolicy, Parameter, ParameterError, text_of
 from offramp.policies.rules.around import Filtered, Minimum, NoDeeper
 from offramp.policies.rules.combined import Tasks, Votes

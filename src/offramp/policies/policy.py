@@ -134,7 +134,7 @@ class ExitPolicy(ABC):
     other policies, or tuples of these, so that they survive text and JSON. Annotations say what they may be,
     limits and what fits beside another included (`offramp.kit.rules`), the string below a field what it is;
     values are held against them before the subclass's own `__post_init__` runs, and others' answers to what
-    is said here (`offramp.policies.held`).
+    is said here (`offramp.policies.policy_checks`).
 
     reachable: whether it decides from what a decoder knows; an oracle does not, and has `exits_of` instead.
     """
@@ -155,13 +155,13 @@ class ExitPolicy(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        from offramp.policies.held import hold  # which stands on this module
+        from offramp.policies.policy_checks import hold  # which stands on this module
 
         hold(cls)
 
     def __post_init__(self) -> None:
         """Let parameters be of the types of their fields. Raises ParameterError."""
-        from offramp.policies.held import settle
+        from offramp.policies.policy_checks import settle
 
         settle(self)
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
+from offramp.defaults import DRAFT_LENGTH, DRAWS, SEED
 from offramp.display import ShownAsHtml
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import DRAFT_LENGTH, DRAWS, SEED
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.binding import TunedOn, seen_notes
@@ -23,7 +23,7 @@ from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.kv import maps_charged
 from offramp.policies.names import BatchingName, BatchOf, StrategyName
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import (
+from offramp.policies.prices import (
     derived_notes,
     fitted_sizes,
     lookup_notes,

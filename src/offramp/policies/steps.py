@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from offramp.errors import PolicyError
 from offramp.policies.cost_breakdown import Item, Usage
 from offramp.policies.decisions import Decisions
-from offramp.policies.policy_cost import gives_output
+from offramp.policies.prices import gives_output
 from offramp.policies.signals import probes_of
 
 Steps = NDArray[np.int64]

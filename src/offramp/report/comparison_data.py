@@ -15,8 +15,8 @@ from offramp.report.html import fragment
 from offramp.report.names import FLOOR, MACHINE, TRACE
 from offramp.report.sections.compared import VALIDITY
 from offramp.report.sections.leaderboard import leaderboard
+from offramp.report.sections.strategies import STRATEGIES, apart
 from offramp.report.sections.training import TRAININGS
-from offramp.report.strategies import STRATEGIES, apart
 from offramp.report.table import Column, Table, attributes
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Basis, Comparison, FloorOn, Row, share_saved

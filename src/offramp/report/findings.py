@@ -9,8 +9,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from markupsafe import Markup
 
+from offramp.defaults import WORTH
 from offramp.display import ShownAsHtml
-from offramp.kit.defaults import WORTH
 from offramp.policies.figures import NEVER
 from offramp.report.formats import (
     counted,
@@ -28,7 +28,7 @@ from offramp.report.names import (
     machine_shown,
 )
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.strategies import (
+from offramp.report.sections.strategies import (
     believed,
     fastest,
     floor_kept,

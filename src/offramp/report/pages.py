@@ -30,8 +30,8 @@ STAMP = "report.json"
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write `report.html`, `tables/` (CSV and Parquet) and `citation.bib` into a folder; the page's path."""
-    from offramp.report.comparison import write_comparison_page
     from offramp.report.comparison_data import comparison_tables
+    from offramp.report.comparison_page import write_comparison_page
     from offramp.report.table import write_tables
 
     write_tables(comparison_tables(comparison), folder / TABLES)

@@ -11,14 +11,14 @@ from typing import Any
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
 from offramp.costs.timings import TimingsProfile
+from offramp.defaults import BYTES, LOCAL
 from offramp.errors import DamagedFileError
 from offramp.files import safe_name
 from offramp.heads.file import read_heads
-from offramp.kit.defaults import BYTES, LOCAL
 from offramp.kit.typed import from_json
 from offramp.policies.figures import shared_fields
 from offramp.policies.frontier import Frontier, frontier
-from offramp.policies.policy_cost import mean_position
+from offramp.policies.prices import mean_position
 from offramp.report import COMBINED_FILE, TRACES
 from offramp.report.run_result import (
     Decoded,
@@ -44,9 +44,9 @@ from offramp.studies.work.trace import PASSAGE, TracedModel, TraceWork
 from offramp.studies.work.tune import TunedAnswers, TuneWork
 from offramp.studies.work.work import Work
 from offramp.timing.results import CombineResult, Timing, read_combined
+from offramp.tracing.manifest import read_manifest as read_trace_manifest
 from offramp.tracing.progress import say
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import read_manifest as read_trace_manifest
 from offramp.tuning.verdict import Verdict
 
 NOT_ASKED = "--no-decode was given"

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from offramp.commands import RunCall
 from offramp.costs.token import TokenCosts
+from offramp.defaults import DEFAULT_WORKLOADS
 from offramp.errors import InputError
 from offramp.heads.described import read_by, reading_parts
 from offramp.heads.exit_heads import ExitHeads
-from offramp.kit.defaults import DEFAULT_WORKLOADS
 from offramp.kit.numbers import Count, NotNegative, Proportion, Whole
 from offramp.policies.frontier import Frontier
 from offramp.scoring.card import ScoreCard

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 from annotated_types import MinLen
 
-from offramp.kit.defaults import WORTH
+from offramp.defaults import WORTH
 from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.typed import finite_json
 from offramp.policies.figures import PLAIN_DECODING

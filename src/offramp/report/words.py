@@ -1,6 +1,6 @@
 """What a run found, in sentences: the answer by its decision, what it rests on, what to bear in mind.
 
-Those of a comparison: `offramp.report.comparison`; those of a certificate stand beside its table.
+Those of a comparison: `offramp.report.comparison_page`; those of a certificate stand beside its table.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from offramp.kit.defaults import BYTES, LOCAL
+from offramp.defaults import BYTES, LOCAL
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.report.findings import Finding, main_findings, main_verdicts, run_decision
 from offramp.report.formats import (

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.defaults import LOCAL
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import canonical_json, safe_name, sha256_of_text
-from offramp.kit.defaults import LOCAL
 from offramp.kit.output_folder import UNKNOWN, OutputFolder, OwnFiles
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import CPU
@@ -118,7 +118,7 @@ def find_traces(folder: Path) -> list[Path]:
     """
     if not is_run_folder(folder):
         return [folder]
-    from offramp.tracing.trace_files import MANIFEST, REQUEST  # pyarrow takes a while
+    from offramp.tracing.manifest import MANIFEST, REQUEST  # pyarrow takes a while
 
     places = (folder / TRACES).glob("*/*")
     traces = sorted(path for path in places if (path / MANIFEST).is_file() or (path / REQUEST).is_file())

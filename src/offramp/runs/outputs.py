@@ -21,7 +21,7 @@ from offramp.report.summary import summarise
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import TRACE, Task
-from offramp.tracing.trace_files import MANIFEST
+from offramp.tracing.manifest import MANIFEST
 from offramp.tuning.tuned import write_tuned
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.commands import RunCall, no_option, words_of
+from offramp.defaults import DEFAULT_MODEL, DEFAULT_WORKLOADS, FLOORS, LOCAL, WORTH
 from offramp.errors import InputError, WorkloadError
 from offramp.files import require_writable
-from offramp.kit.defaults import DEFAULT_MODEL, DEFAULT_WORKLOADS, FLOORS, LOCAL, WORTH
 from offramp.kit.numbers import Minutes
 from offramp.kit.request import (
     Request,

@@ -15,12 +15,12 @@ import psutil
 import torch
 
 from offramp.costs.hardware import find_machine, processor_name
+from offramp.defaults import BYTES, DELTA, FLOORS, LOCAL, ROUNDS
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError, printable
 from offramp.heads.at_work import require_exits
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import EXITS_FILE, read_heads
 from offramp.kit.code import code_of
-from offramp.kit.defaults import BYTES, DELTA, FLOORS, LOCAL, ROUNDS
 from offramp.kit.given_file import Source
 from offramp.kit.typed import to_json
 from offramp.models.devices import CPU, device_name

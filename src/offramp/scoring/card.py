@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.defaults import EAS_ALPHA
 from offramp.display import ShownAsHtml
 from offramp.errors import InputError, refused_as
 from offramp.heads.described import RAW
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import EAS_ALPHA
 from offramp.kit.numbers import Count, Proportion, Whole
 from offramp.kit.typed import FloatArray, IntArray, InvalidRecordError, finite_json, from_json
 from offramp.scoring.estimate import Estimate

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.counting import depth_fractions, head_flops, layer_flops
+from offramp.defaults import DRAWS, EAS_ALPHA, SEED
 from offramp.errors import InputError
 from offramp.heads.described import read_through, reads_exits
-from offramp.kit.defaults import DRAWS, EAS_ALPHA, SEED
 from offramp.kit.numbers import Whole
 from offramp.scoring import components
 from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, ConfidenceDiagnostics, confidence_diagnostics

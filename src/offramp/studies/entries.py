@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from offramp.kit.defaults import (
+from offramp.defaults import (
     DRAWS,
     FLOORS,
     MAIN_FLOOR,

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.costs.counting import REDUCTION_FLOPS
+from offramp.defaults import DEFAULT_MODEL, FEWEST_VISITS, PROMPT_TOKENS
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import require_base
-from offramp.kit.defaults import DEFAULT_MODEL, FEWEST_VISITS, PROMPT_TOKENS
 from offramp.kit.given_file import Location
 from offramp.models.process import WORKING_SHARE, parse_size
 from offramp.models.transforms.prune import Prune
@@ -21,7 +21,7 @@ from offramp.policies.decisions import require_neighbours
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.studies.entries import HeadsEntry, PolicyEntry, TrainingEntry, TransformEntry, exit_list
-from offramp.studies.found import Found, FoundModel, FoundWorkload
+from offramp.studies.named_inputs import Found, FoundModel, FoundWorkload
 from offramp.studies.study import Study, placed
 from offramp.studies.study_file import layers_left
 from offramp.studies.task import TaskCost

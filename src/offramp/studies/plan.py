@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from offramp.costs.hardware import machine_facts
+from offramp.defaults import DELTA, LOCAL, PROFILE_SECONDS
 from offramp.errors import InputError, OfframpError
 from offramp.files import sha256_of_file
-from offramp.kit.defaults import DELTA, LOCAL, PROFILE_SECONDS
 from offramp.kit.given_file import Location
 from offramp.models.devices import CPU, find_device
 from offramp.models.transforms.transform import Transform
@@ -30,7 +30,7 @@ from offramp.studies.entries import (
     exit_list,
 )
 from offramp.studies.fitness import Fitness, StudyVariant, room_of, sizes_of
-from offramp.studies.found import Fingerprints, Found, FoundWorkload, find_everything
+from offramp.studies.named_inputs import Fingerprints, Found, FoundWorkload, find_everything
 from offramp.studies.study import Study, StudyFile, StudyPlan
 from offramp.studies.study_file import accelerations_of, combined_steps, steps_of, text_of
 from offramp.studies.task import AXES, FINGERPRINTS, StudyCell, StudyJob, Task

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
+from offramp.defaults import LOCAL
 from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit import arguments
-from offramp.kit.defaults import LOCAL
 from offramp.kit.given_file import Source, TomlTable, checked
 from offramp.studies.entries import (
     LEAGUE,

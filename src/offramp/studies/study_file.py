@@ -8,9 +8,9 @@ from pathlib import Path
 
 from offramp.commands import LAB_MOVED
 from offramp.costs.hardware import find_machine
+from offramp.defaults import BYTES, LOCAL
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import settled
-from offramp.kit.defaults import BYTES, LOCAL
 from offramp.kit.given_file import Location, did_you_mean, read_toml
 from offramp.kit.rules import Worth
 from offramp.models.devices import AUTO as AUTO_DEVICE

@@ -15,8 +15,8 @@ from offramp.kit.arguments import checked
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_exits, task_of
 from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json
-from offramp.policies.held import ContractError
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
+from offramp.policies.policy_checks import ContractError
 from offramp.policies.rules.around import Around
 from offramp.policies.signals import is_opened, looks_back, probe_of
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME

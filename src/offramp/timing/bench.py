@@ -17,10 +17,10 @@ from offramp.decoding.options import (
     PolicySource,
     read_heads_source,
 )
+from offramp.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
 from offramp.kit.arguments import checked, settled
-from offramp.kit.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
 from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
 from offramp.kit.rules import Margin
 from offramp.models.model import Model, in_evaluation
@@ -30,23 +30,14 @@ from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import ReplayResult
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import (
-    ONE,
-    TimeLimits,
-    answer_of,
-    cluster_of,
-    over_fastest,
-    ratio_of,
-    ratios_of,
-    resolution_of,
-    seconds_over,
-)
 from offramp.timing.contenders import NEVER, WITHOUT_PEERS, Extent, candidates_of, decode_timed
 from offramp.timing.decoder import DecodedBatch, Setting, batches_of
 from offramp.timing.defects import a_a_defect, judge_a_a
 from offramp.timing.forecast import adapts, fitted_of, forecast, predict, records_of
-from offramp.timing.measurement import Progress, Session
+from offramp.timing.ratios import ONE, cluster_of, over_fastest, ratio_of, ratios_of, seconds_over
 from offramp.timing.results import A_A, PLAIN, BenchResult, Cluster, Contender, FloorCheck, Forecast
+from offramp.timing.session import Progress, Session
+from offramp.timing.stopping import TimeLimits, answer_of, resolution_of
 from offramp.tracing.trace import Trace, with_maps
 
 

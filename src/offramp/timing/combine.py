@@ -18,11 +18,11 @@ from offramp.decoding.judging import (
     mean_of,
 )
 from offramp.decoding.options import DecodingOptions, check_policy
+from offramp.defaults import DRAWS, MAIN_FLOOR, SEED, SHORTLIST
 from offramp.errors import InputError, ModelError, PolicyError
 from offramp.files import sha256_of_text
 from offramp.heads.exit_heads import ExitHeads
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED, SHORTLIST
 from offramp.kit.numbers import Proportion
 from offramp.models.loading import Placement
 from offramp.models.model import Model
@@ -31,7 +31,7 @@ from offramp.models.tensors import is_wrapped
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform, parse_transform
 from offramp.policies.kv import STRATEGIES
-from offramp.policies.parameters import pruned_policy
+from offramp.policies.parameter_types import pruned_policy
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.short_list import with_short_head
 from offramp.scoring.estimate import Estimate, document_bootstrap
@@ -50,7 +50,6 @@ from offramp.timing.accelerations import (
     read_accelerations,
     transforms_of,
 )
-from offramp.timing.answers import TimeLimits, product_of, ratio_over
 from offramp.timing.bench import free_running_of, prompts_and_answers, settle
 from offramp.timing.contenders import (
     CONTENDERS,
@@ -62,7 +61,7 @@ from offramp.timing.contenders import (
     why,
 )
 from offramp.timing.decoder import Candidates, Decoder, Setting, left_out, own_config, parted, plain_config
-from offramp.timing.measurement import Progress, Session
+from offramp.timing.ratios import product_of, ratio_over
 from offramp.timing.results import (
     LOOKUP,
     PLAIN_NAME,
@@ -73,6 +72,8 @@ from offramp.timing.results import (
     OnTop,
     Quality,
 )
+from offramp.timing.session import Progress, Session
+from offramp.timing.stopping import TimeLimits
 from offramp.tracing.loading import load_transformed
 
 WARM_UP_TOKENS = 4

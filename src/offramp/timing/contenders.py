@@ -11,8 +11,8 @@ from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions
+from offramp.defaults import SHORTLIST
 from offramp.errors import OfframpError
-from offramp.kit.defaults import SHORTLIST
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.policies.kv import STRATEGIES
 from offramp.policies.rules.fixed import Never

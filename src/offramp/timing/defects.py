@@ -20,7 +20,7 @@ from offramp.costs.timings import OTHER_LOAD, too_busy
 from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import freedom_of, ratio_of
+from offramp.timing.ratios import freedom_of, ratio_of
 from offramp.timing.results import A_A, Contender
 from offramp.tracing.request import library_versions
 

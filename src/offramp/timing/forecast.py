@@ -15,7 +15,7 @@ from offramp.heads.described import RAW, read_by, reading_parts
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import gain_of_parts, lines_of, totals_of
 from offramp.policies.kv import STRATEGIES
-from offramp.policies.policy_cost import prices_by_rows, sizes_of_heads
+from offramp.policies.prices import prices_by_rows, sizes_of_heads
 from offramp.policies.replay import ReplayResult, replay
 from offramp.scoring.estimate import Estimate
 from offramp.timing.decoder import DecodedBatch, Setting

@@ -21,16 +21,16 @@ from offramp.costs.timings import OTHER_LOAD, TimingsProfile, busy_machine, too_
 from offramp.decoding.engine.build import cache_keyword, engine_of
 from offramp.decoding.generation.generate import FULL_MODEL
 from offramp.decoding.generation.prompts import PromptBatch
+from offramp.defaults import HARDWARE_SECONDS, LOCAL, PROFILE_SECONDS
 from offramp.errors import BusyMachineError, ModelError
-from offramp.kit.defaults import HARDWARE_SECONDS, LOCAL, PROFILE_SECONDS
 from offramp.kit.numbers import Seconds
 from offramp.kit.rules import Rising
 from offramp.models.devices import CPU
 from offramp.models.model import Model, in_evaluation
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import median
 from offramp.timing.decoder import DecodedBatch, LoopRunning, Stepping, generate_repeatedly
 from offramp.timing.defects import Load
+from offramp.timing.ratios import median
 from offramp.timing.timed_steps import (
     PLAIN,
     PROBED,

@@ -328,7 +328,7 @@ class BenchResult(InTurns):
         floor: on agreement, that the latter has to keep; None for any. One without exits itself has at most
         1. None where the times say nothing: it was not timed, on one prompt only, or something is wrong.
         """
-        from offramp.timing.answers import credit_of
+        from offramp.timing.ratios import credit_of
 
         return credit_of(self, name, floor)
 

@@ -22,21 +22,14 @@ from torch import Tensor, nn
 from offramp.costs.probes import ProbeSizes, timed_map_layers
 from offramp.costs.timings import LENS, MAPS
 from offramp.decoding.engine.engine import DeviceClock, Engine, Meter, Moment
-from offramp.decoding.exit_readout.facts import rows_of
+from offramp.decoding.exit_readout.exit_facts import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues, Reader
 from offramp.decoding.generation.loop import Loop, Plan
 from offramp.decoding.generation.result import Transcript
 from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.mapped import StateMaps
 from offramp.decoding.strategies.next_token import Advance, Chooser
-from offramp.decoding.strategies.propagate import (
-    ExitStep,
-    Propagate,
-    StateMaps,
-    choose,
-    exit_logits,
-    feed,
-    run_to,
-)
+from offramp.decoding.strategies.propagate import ExitStep, Propagate, choose, exit_logits, feed, run_to
 from offramp.decoding.strategies.strategy import Gear, Strategy
 from offramp.errors import ModelError
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps

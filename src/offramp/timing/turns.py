@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from offramp.decoding.generation.prompts import PromptBatch
-from offramp.kit.defaults import FEWEST_VISITS, SEED
-from offramp.timing.answers import Budget, Looks, Pair, PairedTimes
+from offramp.defaults import FEWEST_VISITS, SEED
 from offramp.timing.decoder import DecodedBatch, Decoder, Stepping
+from offramp.timing.ratios import Pair
 from offramp.timing.results import PLAIN, Stopped
+from offramp.timing.stopping import Budget, Looks, PairedTimes
 
 BLOCK, SHORT_BLOCK = 8, 4
 """Tokens of a block, and of one where few tokens are decoded. A load on a shared machine comes and goes more

@@ -13,21 +13,18 @@ from offramp.errors import DamagedFileError
 from offramp.files import json_object_in
 from offramp.kit.output_folder import UNKNOWN, OutputFolder
 from offramp.kit.sealed_file import is_laid_out
+from offramp.tracing.manifest import MANIFEST, REQUEST, Manifest, read_manifest
 from offramp.tracing.plan import ANSWERS, ANSWERS_FILE, Answers
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.states import states_files
-from offramp.tracing.trace_files import (
+from offramp.tracing.sealed_parts import (
     FILE_KINDS,
-    MANIFEST,
-    REQUEST,
-    Manifest,
     is_unsealed,
     part_path,
-    read_manifest,
     seal_path,
     sealed_files,
     trace_file,
 )
+from offramp.tracing.states import states_files
 
 _PART_FILE = re.compile(rf"part-\d{{5}}\.json|({'|'.join(FILE_KINDS)})-\d{{5}}\.parquet")
 _RECORDS = {REQUEST: TraceRequest, MANIFEST: Manifest, ANSWERS: Answers}

@@ -1,6 +1,6 @@
 """Models by name and transforms: found and checked first, loaded once all else fits, whole or layer by layer.
 
-A transform may have to measure the model (see `layer_importance`), so this stands above `models`. Nothing of
+A transform may have to measure the model (see `layers_to_prune`), so this stands above `models`. Nothing of
 torch is loaded before a model is.
 """
 
@@ -233,7 +233,7 @@ def load_transformed(
     """
     from offramp.models.loading import load_source
     from offramp.models.transforms.transform import apply_transform
-    from offramp.tracing.layer_importance import resolve, resolve_early
+    from offramp.tracing.layers_to_prune import resolve, resolve_early
 
     require_usable(transforms, dtype)
     ready = [resolve_early(transform, source) for transform in transforms]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.defaults import CANDIDATES
 from offramp.heads.at_work import (
     TOP_K,
     HeadsAtWork,
@@ -31,7 +32,6 @@ from offramp.heads.statistics import (
     shared_share,
     short_softmax,
 )
-from offramp.kit.defaults import CANDIDATES
 from offramp.models.devices import to_host
 from offramp.tracing.request import Recording
 from offramp.tracing.rows import FactTable, NonFinite, slices

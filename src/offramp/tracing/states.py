@@ -24,7 +24,7 @@ from torch import Tensor
 from offramp.errors import DamagedFileError, OfframpError
 from offramp.files import sha256_of_file, write_atomically
 from offramp.models.devices import CPU, free_bytes
-from offramp.tracing.trace_files import damaged, trace_file
+from offramp.tracing.sealed_parts import damaged, trace_file
 
 MEMORY_BUDGET = 64_000_000
 """Bytes of hidden states kept in memory; a longer context goes to a temporary file, whatever its length."""

@@ -19,7 +19,7 @@ from offramp.models.calls import LayerCall, Recorder, first_tensor
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
 from offramp.models.streaming import StreamedLayers
-from offramp.tracing.measurement import Capture, forward_batches, ids_of
+from offramp.tracing.group_measurer import Capture, forward_batches, ids_of
 from offramp.tracing.plan import TracePlan
 from offramp.tracing.progress import LayerBar, layer_bar
 from offramp.tracing.request import TraceRequest

@@ -21,18 +21,14 @@ from offramp.kit.arguments import checked
 from offramp.kit.rules import suggest
 from offramp.models.shape import ModelShape
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS, DocumentFactName, FactName
-from offramp.tracing.trace_files import (
+from offramp.tracing.manifest import DocumentRecord, Manifest, PartRecord, damaged_parts, read_manifest
+from offramp.tracing.sealed_parts import (
     MARGINAL_BLOCKS,
     REFERENCE_TOP1,
     TOKEN_COLUMNS,
-    DocumentRecord,
-    Manifest,
     Part,
-    PartRecord,
-    damaged_parts,
     part_path,
     read_columns,
-    read_manifest,
     read_marginal,
 )
 from offramp.workloads.shared_text import read_sketch, shares_text

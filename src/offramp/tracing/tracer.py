@@ -27,7 +27,17 @@ from offramp.models.loading import Placement, load_source
 from offramp.models.model import Model, in_evaluation
 from offramp.models.streaming import load_streamed, would_not_fit
 from offramp.tracing.folder import TRACE_FOLDER, remove_part, require_whole
-from offramp.tracing.measurement import make_measurer, measure_part
+from offramp.tracing.group_measurer import make_measurer, measure_part
+from offramp.tracing.manifest import (
+    MANIFEST,
+    REQUEST,
+    DocumentText,
+    Manifest,
+    damaged_parts,
+    describe_trace,
+    read_manifest,
+    write_manifest,
+)
 from offramp.tracing.plan import TracePlan, plan_with_answers, usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import (
@@ -38,24 +48,10 @@ from offramp.tracing.request import (
     parse_exits,
     parse_signals,
 )
+from offramp.tracing.sealed_parts import Part, Reference, read_part, seal_path, write_part
 from offramp.tracing.states import remove_states
 from offramp.tracing.streamed_layers import capture_for, needed_bytes, require_given_text, require_room
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import (
-    MANIFEST,
-    REQUEST,
-    DocumentText,
-    Manifest,
-    Part,
-    Reference,
-    damaged_parts,
-    describe_trace,
-    read_manifest,
-    read_part,
-    seal_path,
-    write_manifest,
-    write_part,
-)
 from offramp.workloads.given import read_workload
 from offramp.workloads.shared_text import Sketch, shares_text, sketches_of, write_sketch
 from offramp.workloads.workload import Workload

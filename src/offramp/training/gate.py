@@ -31,7 +31,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.parts import Classifier, ExitReading, Weights
 from offramp.models.shape import ModelShape
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import exit_costs
+from offramp.policies.prices import exit_costs
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import Threshold, signal_needs
 from offramp.policies.signals import SIGNALS

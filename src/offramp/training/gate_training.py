@@ -26,9 +26,9 @@ from offramp.models.model import Model, in_evaluation
 from offramp.models.training_record import TRAINING_FILE
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.fitting.classifiers import Samples, fit_classifier
-from offramp.tracing.fitting.documents import FittingRows, plan_rows, seen_by_all
 from offramp.tracing.fitting.fit import describe_fitting
-from offramp.tracing.fitting.readings import FIRST_POSITION, Readings, require_one_stream, take_readings
+from offramp.tracing.fitting.fitting_documents import FittingRows, plan_rows, seen_by_all
+from offramp.tracing.fitting.fitting_inputs import FIRST_POSITION, Readings, require_one_stream, take_readings
 from offramp.tracing.progress import step_bar, token_bar
 from offramp.tracing.request import parse_exits
 from offramp.training.folder import GATES_FOLDER, require_output

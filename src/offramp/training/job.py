@@ -16,7 +16,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import EXITS_FILE, TRAINING_FILE, write_heads
 from offramp.kit.typed import to_json
 from offramp.models.model import Model
-from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents
+from offramp.tracing.fitting.fitting_documents import FittingRows, plan_rows, split_documents
 from offramp.tracing.progress import say, step_bar
 from offramp.tracing.request import library_versions
 from offramp.training.folder import CHECKPOINT

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from offramp.defaults import TRAINING_ROWS
 from offramp.errors import InputError
-from offramp.kit.defaults import TRAINING_ROWS
 from offramp.tracing.request import parse_exits
-from offramp.training.layer_skip import fewest_steps
+from offramp.training.exit_loss_weights import fewest_steps
 from offramp.training.request import (
     BlockTraining,
     Effort,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from offramp.decoding.options import HeadsSource
     from offramp.heads.exit_heads import ExitHeads
     from offramp.models.model import Model
-    from offramp.tracing.fitting.documents import FittingRows
+    from offramp.tracing.fitting.fitting_documents import FittingRows
 
 REQUEST_FILE = "request.json"
 

@@ -28,13 +28,13 @@ from offramp.models.model import Model
 from offramp.models.process import available_memory
 from offramp.models.stack import ExitStack
 from offramp.scoring.documents import observed_size
-from offramp.tracing.fitting.documents import seen_by_all
+from offramp.tracing.fitting.fitting_documents import seen_by_all
 from offramp.tracing.rows import slices
 from offramp.training.changed_weights import ChangedWeights, read_out, run_layers
 from offramp.training.divergence import SHOWN_FLOOR, Target, TrainingHead, divergence, leaving_shares
+from offramp.training.exit_loss_weights import exit_weights
 from offramp.training.folder import require_room, write_model
 from offramp.training.job import Job, KeptStates, Prepared, first_row, row_count, sides
-from offramp.training.layer_skip import exit_weights
 from offramp.training.loop import HeadProblem, LossOf, Overhead, Parameters, Progress
 from offramp.training.recipe import Recipe
 from offramp.training.record import Evaluation, Left, ReadRows

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from offramp.defaults import LOCAL, SEED, SHORTLIST, TRAINING_MINUTES
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.arguments import settle_fields
-from offramp.kit.defaults import LOCAL, SEED, SHORTLIST, TRAINING_MINUTES
 from offramp.kit.numbers import Count, FittingSeed, Minutes, NotNegative, Positive, Share, Whole
 from offramp.kit.request import Kinds, Options, Request, flags, one_word, python_only
 from offramp.kit.rules import Beside, Must, only_if
 from offramp.policies.names import StrategyName
 from offramp.tracing.asked import InContext, OnModel
 from offramp.tracing.request import FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
-from offramp.training.layer_skip import Curriculum, dropout_probabilities, enabled_exits, exit_weights
+from offramp.training.exit_loss_weights import Curriculum, dropout_probabilities, enabled_exits, exit_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -233,7 +233,7 @@ class BlockTraining(LensTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutedTraining(FromHeads, ResumableTraining):
-    """K,V maps of heads, trained by what they do to tokens that stay (`offramp.training.executed`)."""
+    """K,V maps of heads, trained by what they do to tokens that stay (`offramp.training.executed_maps`)."""
 
     kind: ClassVar[str] = "executed"
 

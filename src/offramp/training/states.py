@@ -17,8 +17,8 @@ from offramp.files import write_atomically
 from offramp.kit.sealed_tensors import HEADER_BYTES, STREAMED, SealedTensors, StreamedBytes
 from offramp.models.model import Model
 from offramp.models.shape import ELEMENT_BYTES
-from offramp.tracing.fitting.documents import FittingRows
-from offramp.tracing.fitting.readings import FIRST_POSITION, captured_states, require_both_sides
+from offramp.tracing.fitting.fitting_documents import FittingRows
+from offramp.tracing.fitting.fitting_inputs import FIRST_POSITION, captured_states, require_both_sides
 from offramp.training.folder import FIT, HELD_OUT, clear_states, require_room
 
 HELD_OUT_ROWS = 8192

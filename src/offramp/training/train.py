@@ -18,13 +18,13 @@ from offramp.models.model import Model, in_evaluation
 from offramp.models.source import folder_source
 from offramp.models.training_record import TRAINING_FILE
 from offramp.tracing.fitting.fit import check_short_list
-from offramp.tracing.fitting.readings import require_one_stream
+from offramp.tracing.fitting.fitting_inputs import require_one_stream
 from offramp.tracing.request import MODEL_CODE
 from offramp.training.divergence import trainable_head
-from offramp.training.executed import prepare_maps, start_of
+from offramp.training.executed_maps import prepare_maps, start_of
 from offramp.training.folder import CHECKPOINT, TRAINING_FOLDER, clear_working_files, require_output
 from offramp.training.job import Job, Prepared
-from offramp.training.readings import prepare_readings
+from offramp.training.lens_and_block import prepare_readings
 from offramp.training.recipe import make_recipe
 from offramp.training.record import RECORD, TrainingIdentity, TrainingRecord, spent_before
 from offramp.training.regularised import prepare_model
@@ -94,8 +94,8 @@ def train_exits(
 
     options: those of its kind (`offramp.training.request`), as follows; each may be left out.
     kind: "lens" or "block" (see `offramp.training.request`); "executed": the K,V maps of heads, trained by
-    what they do to tokens that stay (see `offramp.training.executed`); "regularised": the model itself, as
-    `regularisation` says, whose trained form is a model folder, the output (see
+    what they do to tokens that stay (see `offramp.training.executed_maps`); "regularised": the model itself,
+    as `regularisation` says, whose trained form is a model folder, the output (see
     `offramp.training.regularised`); the model at hand stays as it is. at: exits below L; of "executed", by
     default all that have maps. start: heads that "executed" starts from, their file or folder. leave: share
     of the tokens that leave while it trains, 0.3 by default. minutes: of all of it on this

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.defaults import METHOD
 from offramp.errors import InputError
-from offramp.kit.defaults import METHOD
 
 Losses = NDArray[np.float64]
 

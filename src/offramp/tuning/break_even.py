@@ -13,7 +13,7 @@ from offramp.kit.numbers import Positive
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import check_price, gives_output
+from offramp.policies.prices import check_price, gives_output
 from offramp.tracing.trace import Trace
 from offramp.tuning.pricing import Pricing
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.parameters import Exits
+from offramp.policies.parameter_types import Exits
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import check_price, gives_output
+from offramp.policies.prices import check_price, gives_output
 from offramp.policies.rules.combined import Votes
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import Threshold, Thresholds

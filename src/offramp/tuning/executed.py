@@ -21,7 +21,7 @@ from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents, refuted
 from offramp.tuning.certificate import Candidate, Certificate
-from offramp.tuning.executor import (
+from offramp.tuning.fixed_sequence import (
     DOCUMENTS_AT_ONCE,
     Deadline,
     Executor,

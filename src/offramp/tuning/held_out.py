@@ -14,7 +14,7 @@ from offramp.policies.cost_breakdown import PriceAt, Usage, lines_of
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.figures import PolicyFigures
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import layers_executed
+from offramp.policies.prices import layers_executed
 from offramp.policies.rules.short_list import seen_by
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from offramp.errors import PolicyError
 from offramp.policies.decisions import Decisions, replay_decisions
 from offramp.policies.figures import PLAIN_DECODING
-from offramp.policies.parameters import Exits
+from offramp.policies.parameter_types import Exits
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import layers_executed
+from offramp.policies.prices import layers_executed
 from offramp.policies.rules.short_list import read_short
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import Signal

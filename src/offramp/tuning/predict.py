@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
+from offramp.defaults import BYTES, DELTA, SEED
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import BYTES, DELTA, SEED
 from offramp.kit.numbers import Count, Whole
 from offramp.policies.binding import base_of, check_same_maps, require_base
 from offramp.policies.charge import Units, run_of
@@ -23,7 +23,7 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.kv import STRATEGIES, maps_charged
 from offramp.policies.names import StrategyName
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import lookup_notes, machine_for, price_notes
+from offramp.policies.prices import lookup_notes, machine_for, price_notes
 from offramp.scoring.documents import Lengths, lengths_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED
 from offramp.tracing.trace import Trace, heads_documents

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
+from offramp.defaults import BYTES
 from offramp.errors import InputError
-from offramp.kit.defaults import BYTES
 from offramp.kit.typed import to_json
 from offramp.policies.cost_breakdown import Gain, gain_of_parts, lines_of
 from offramp.policies.decisions import Decisions
 from offramp.policies.kv import STRATEGIES, maps_charged
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import (
+from offramp.policies.prices import (
     Needs,
     check_price,
     costs_of,

@@ -14,7 +14,7 @@ from offramp.policies.charge import Charge, run_of
 from offramp.policies.cost_breakdown import PriceAt
 from offramp.policies.policy import ExitPolicy
 from offramp.tuning.certificate import order_places
-from offramp.tuning.executor import Deadline, Executor, Proposal
+from offramp.tuning.fixed_sequence import Deadline, Executor, Proposal
 from offramp.tuning.pool import ROUNDING, Pool, ScoredPolicy, front_of
 
 RERUNS = 24

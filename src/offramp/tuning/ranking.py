@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from offramp.costs.machine import Machine
-from offramp.kit.defaults import FLOORS, SEED, WORTH
+from offramp.defaults import FLOORS, SEED, WORTH
 from offramp.kit.numbers import Count
 from offramp.policies.cost_breakdown import saved_error
 from offramp.policies.figures import PLAIN_DECODING, shared_fields
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import price_notes
+from offramp.policies.prices import price_notes
 from offramp.policies.rules.fixed import ORACLES, Oracle
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.held_out import HeldOut, measure, measure_parts, speed_over
-from offramp.tuning.judging import Halves, choose, halves_of
 from offramp.tuning.pool import FULL_MODEL, Pool, ScoredPolicy
 from offramp.tuning.pricing import Pricing, pricing_of
+from offramp.tuning.replayed_verdicts import Halves, choose, halves_of
 from offramp.tuning.verdict import Decision, decide_replayed
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from offramp.costs.probes import FULL_HEAD
-from offramp.policies.parameters import Exits
+from offramp.policies.parameter_types import Exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.around import NoDeeper
 from offramp.policies.rules.combined import Votes

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from offramp.costs.probes import PROBES
 from offramp.policies.decisions import Decisions
-from offramp.policies.parameters import Exits
+from offramp.policies.parameter_types import Exits
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import check_price, gives_output
+from offramp.policies.prices import check_price, gives_output
 from offramp.policies.rules.around import Filtered
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.rules.threshold import Threshold, signal_needs

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from offramp.costs.machine import Machine
+from offramp.defaults import DELTA, LOCAL, METHOD, SEED
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import DELTA, LOCAL, METHOD, SEED
 from offramp.kit.numbers import Count, Share, Whole
 from offramp.policies.binding import text_caveat
 from offramp.policies.decisions import task_of
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv import PROPAGATE, STRATEGIES, exits_without, maps_charged
 from offramp.policies.names import StrategyName
-from offramp.policies.policy_cost import machine_for
+from offramp.policies.prices import machine_for
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import METHODS
@@ -26,7 +26,7 @@ from offramp.tuning.certificate import (
     run_sequence,
 )
 from offramp.tuning.executed import DecodingLimits, tune_by_execution
-from offramp.tuning.executor import Executor
+from offramp.tuning.fixed_sequence import Executor
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.job import TuningJob
 from offramp.tuning.names import MethodName, Search

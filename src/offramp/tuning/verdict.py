@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from offramp.kit.defaults import BYTES, LOCAL, MAIN_FLOOR
+from offramp.defaults import BYTES, LOCAL, MAIN_FLOOR
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved
 from offramp.policies.policy import ExitPolicy

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from offramp.kit.defaults import BYTES
+from offramp.defaults import BYTES
 from offramp.policies.figures import NEVER, PLAIN_DECODING
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate

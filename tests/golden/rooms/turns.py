@@ -57,8 +57,8 @@ def visited(clock: Clock, seed: int) -> str:
 
 def timed(clock: Clock) -> str:
     """Turns until all is answered: the order of all blocks, and what the timing says."""
-    from offramp.timing.answers import Budget
     from offramp.timing.decoder import batches_of
+    from offramp.timing.stopping import Budget
     from offramp.timing.turns import Turns
 
     clock.log.clear()

@@ -29,8 +29,8 @@ from offramp.studies.work.decode import DecodedChoice, DecodedPolicies, NothingD
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.trace import write_text_sizes
 from offramp.studies.work.work import ModelCache, WorkContext, perform, works
-from offramp.timing.answers import answer_of
 from offramp.timing.results import BenchResult, Contender, Counted
+from offramp.timing.stopping import answer_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.ranking import RankedPolicy
 

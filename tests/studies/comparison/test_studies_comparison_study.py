@@ -47,8 +47,8 @@ from offramp.studies.task import StudyCell, Task
 from offramp.studies.work.decode import DecodingResult
 from offramp.studies.work.tune import TuneWork
 from offramp.timing.results import LOOKUP, Cluster, Contender
+from offramp.tracing.manifest import Manifest, write_manifest
 from offramp.tracing.trace import Trace
-from offramp.tracing.trace_files import Manifest, write_manifest
 from offramp.tuning.ranking import ranking
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import to_json

@@ -24,7 +24,7 @@ from offramp.decoding.judging import Judge
 from offramp.decoding.openings import Opening, Openings, choose_openings, traced_workload
 from offramp.decoding.options import DecodingOptions, HeadsSource, read_heads_source
 from offramp.decoding.rerun.rerunner import Rerunner
-from offramp.decoding.rerun.sequences import require_model, require_reference, with_maps_of
+from offramp.decoding.rerun.trace_sequences import require_model, require_reference, with_maps_of
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.models.model import Model
@@ -35,7 +35,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses
-from offramp.tuning.executor import Rerun
+from offramp.tuning.fixed_sequence import Rerun
 from offramp.tuning.floor import REFERENCE, FloorKind
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import AUTO
@@ -47,7 +47,7 @@ REPLAYED = "replay, exact K and V"
 
 @dataclass(eq=False, repr=False)
 class ModelExecutor:
-    """What `offramp.tuning.executor.Executor` asks for, by a model, its openings and kept executions."""
+    """An `offramp.tuning.fixed_sequence.Executor`, by a model, its openings and kept executions."""
 
     model: Model
     trace: Trace

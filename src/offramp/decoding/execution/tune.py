@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from offramp.costs.machine import Machine
+from offramp.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
 from offramp.kit.numbers import Count, Seconds, Share, Whole
 from offramp.policies.binding import base_of, require_heads
 from offramp.policies.decisions import task_of
@@ -19,7 +19,7 @@ from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
 from offramp.tuning.executed import DecodingLimits
-from offramp.tuning.executor import OnDocuments
+from offramp.tuning.fixed_sequence import OnDocuments
 from offramp.tuning.floor import REFERENCE, Floor, make_floor, reference_top1
 from offramp.tuning.names import MethodName, Search
 from offramp.tuning.tune import AUTO, FAMILIES, require_single, tune_floors
@@ -122,7 +122,10 @@ def require_judged(traces: Sequence[Trace], reference: str | None, floor: Floor,
     for trace in traces if floor.kind == REFERENCE else ():
         reference_top1(trace)
     if floor.kind == REFERENCE and decodes:
-        from offramp.decoding.rerun.sequences import reference_of, require_reference  # which loads torch
+        from offramp.decoding.rerun.trace_sequences import (  # which loads torch
+            reference_of,
+            require_reference,
+        )
 
         first = reference_of(traces[0])
         for trace in traces:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offramp.costs.probes import FULL_HEAD, RESTRICTED_HEAD
 from offramp.decoding.engine.engine import Engine
-from offramp.decoding.exit_readout.facts import (
+from offramp.decoding.exit_readout.exit_facts import (
     PADDING,
     READERS,
     Block,

@@ -24,8 +24,8 @@ from offramp.decoding.options import (
     PolicySource,
 )
 from offramp.decoding.strategies.next_token import Chooser
+from offramp.defaults import DRAFT_LENGTH
 from offramp.errors import InputError
-from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 
 KEPT_BACK = ("streamer", "assistant_model")

@@ -33,8 +33,8 @@ from offramp.decoding.options import (
     PolicySource,
     check_policy,
 )
+from offramp.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.errors import InputError
-from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.kit.numbers import Count, Whole
 from offramp.models.model import Model, decode_text, in_evaluation
 from offramp.policies.names import BatchingName, DraftLength, StrategyName

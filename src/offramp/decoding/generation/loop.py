@@ -22,8 +22,10 @@ from offramp.decoding.exit_readout.reader import ExitReader, Reader
 from offramp.decoding.generation.prompts import check_ids, prompt_entropy
 from offramp.decoding.generation.result import BatchGeneration, Generation, Transcript
 from offramp.decoding.options import DecodingOptions, check_policy
+from offramp.decoding.strategies.mapped import Mapped
+from offramp.decoding.strategies.monotone import SkipDecode
 from offramp.decoding.strategies.next_token import Advance, Chooser, NonFiniteLogits, is_broken, require_whole
-from offramp.decoding.strategies.propagate import Mapped, Propagate, SkipDecode
+from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.recompute import Recompute
 from offramp.decoding.strategies.speculate import Speculate
 from offramp.decoding.strategies.strategy import Conditions, Gear, PolicyDriver, Strategy

@@ -19,12 +19,12 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Inputs, Sequences
 from offramp.decoding.exit_readout.reader import ExitReader
-from offramp.decoding.rerun.sequences import Batch
+from offramp.decoding.rerun.trace_sequences import Batch
 from offramp.decoding.strategies.next_token import is_broken
 from offramp.errors import OfframpError
 from offramp.policies.decisions import probed_facts
 from offramp.policies.policy import ExitPolicy, Tokens
-from offramp.policies.policy_cost import gives_output
+from offramp.policies.prices import gives_output
 from offramp.policies.signals import is_opened, looks_back
 
 InputsAfter = Callable[[int, Tensor], list[Tensor]]

@@ -28,7 +28,7 @@ from offramp.decoding.rerun.parallel import (
     Untouched,
     unchanged,
 )
-from offramp.decoding.rerun.sequences import (
+from offramp.decoding.rerun.trace_sequences import (
     Batch,
     TracedSequence,
     first_decided,
@@ -36,9 +36,9 @@ from offramp.decoding.rerun.sequences import (
     traced_sequences,
     with_maps_of,
 )
-from offramp.decoding.strategies.propagate import StateMaps
+from offramp.decoding.strategies.mapped import StateMaps
+from offramp.defaults import DRAFT_LENGTH
 from offramp.errors import OfframpError, PolicyError
-from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.kit.numbers import Count
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.binding import require_heads

@@ -1,4 +1,4 @@
-"""Strategies that settle a token's K and V at once: of the state that left, of mapped ones, or of none."""
+"""`propagate`: skipped layers get K and V of the state that left. Also what all at-once strategies share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.engine.sequences import Inputs, PositionsMissing, States
-from offramp.decoding.options import check_maps
+from offramp.decoding.engine.sequences import Inputs, States
 from offramp.decoding.strategies.next_token import Advance
-from offramp.decoding.strategies.strategy import Conditions, Gear, Strategy
-from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
-from offramp.heads.parts import ExitMaps
-from offramp.policies.kv import MAPPED, MONOTONE, PROPAGATE, goes_deeper
+from offramp.decoding.strategies.strategy import Gear, Strategy
+from offramp.policies.kv import PROPAGATE
 
 
 @dataclass(frozen=True)
@@ -238,115 +235,3 @@ class Propagate(Strategy, of=PROPAGATE):
     def left_states(self, hidden: Tensor) -> LeftStates:
         """The same where rows leave one by one. hidden: before the first layer [batch, 1, hidden]."""
         return LeftStates(hidden)
-
-
-class Mapped(Propagate, of=MAPPED):
-    """As `Propagate`, but each skipped layer is given the exit's state through an affine map of its own.
-
-    The maps are ridge regressions of the deeper layers' outputs (`offramp.heads.exit_heads`), all of an
-    exit's applied at once. Exact and approximate is what is with `Propagate`; a state that is mapped lies
-    nearer to what the layer would have been given. A recurrent layer runs on its mapped state.
-    """
-
-    def __init__(self, gear: Gear) -> None:
-        super().__init__(gear)
-        self._maps = StateMaps.of(gear.options.heads, gear.engine.layers, gear.engine.stack.device)
-
-    @classmethod
-    def check(cls, conditions: Conditions) -> None:
-        """Raise InputError for maps that are missing or another model's, PolicyError for exits without."""
-        check_maps(conditions.options.policy, conditions.options.heads, conditions.layers, conditions.dtype)
-
-    def given(self, exit: int, hidden: Tensor) -> list[Tensor]:
-        """What layers exit + 1..L are given [rows, 1, hidden] each, charged where a map is applied."""
-        assert self._maps is not None, "checked before anything ran"
-        if exit < self.gear.engine.layers - 1:
-            self.gear.meter.count("K,V map", exit, len(hidden))
-        states = self._maps.inputs_after(exit, hidden)
-        self.gear.meter.lap("K,V repair")
-        return states
-
-    def left_states(self, hidden: Tensor) -> LeftStates:
-        """The same where rows leave one by one. hidden: before the first layer [batch, 1, hidden]."""
-        return MappedStates(self, hidden)
-
-
-class MappedStates(LeftStates):
-    """What rows that have left give each layer that they skip, mapped when they leave."""
-
-    def __init__(self, strategy: Mapped, hidden: Tensor) -> None:
-        self._strategy = strategy
-        self._given = hidden.expand(strategy.gear.engine.layers, *hidden.shape).clone()
-
-    def leave(self, exit: int, rows: Tensor, hidden: Tensor) -> None:
-        """Some rows leave, int64 [rows], with their states there [rows, 1, hidden]."""
-        self._given[exit:, rows] = torch.stack(self._strategy.given(exit, hidden))
-
-    def given(self, first: int, last: int, rows: Tensor | None = None) -> States:
-        """What some rows, int64 [rows], or all of them give layers first+1..last."""
-        states = self._given[first:last]
-        return (states if rows is None else states[:, rows]).unbind()
-
-
-class StateMaps:
-    """What the layers after an exit are given by tokens that left there, through the maps of some heads.
-
-    layers: L. An exit's maps are brought to the device when they are first used.
-    """
-
-    def __init__(self, maps: KeyValueMaps, layers: int, device: torch.device) -> None:
-        self.layers = layers
-        self._maps = maps
-        self._device = device
-        self._prepared: dict[int, ExitMaps[Tensor]] = {}
-
-    @classmethod
-    def of(cls, heads: ExitHeads | None, layers: int, device: torch.device) -> StateMaps | None:
-        """Those of some heads; None without maps."""
-        return None if heads is None or heads.kv_maps is None else cls(heads.kv_maps, layers, device)
-
-    @torch.no_grad()
-    def inputs_after(self, exit: int, hidden: Tensor) -> list[Tensor]:
-        """What layers exit + 1..L are given: L - exit tensors of the shape of hidden, itself the first.
-
-        hidden: states [..., hidden] after layer `exit`, in any dtype: maps are applied in float32. Raises
-        KeyError for an exit without maps, of which `KeyValueMaps.missing` tells before.
-        """
-        if exit >= self.layers - 1:
-            return [hidden] * (self.layers - exit)
-        if exit not in self._prepared:
-            self._prepared[exit] = self._maps.maps[exit].on(self._device)
-        rows = hidden.reshape(-1, hidden.shape[-1]).float()
-        deeper = self._prepared[exit](rows)
-        return [hidden, *(state.to(hidden.dtype).view(hidden.shape) for state in deeper)]
-
-
-class SkipDecode(Propagate, of=MONOTONE):
-    """Nothing is left for skipped layers: no later token runs them; SkipDecode (arXiv 2307.02628, section 3).
-
-    Exact: every layer that runs finds the K and V of all tokens before, as the full model would have made
-    them from the same hidden states. The prompt ran all layers. Layers above the last exit hold fewer
-    positions than those below, and are never asked again. Where rows of a batch leave one by one, the layers
-    that others still run get K and V of those that left as well, for a cache has no holes.
-    """
-
-    fills: ClassVar[bool] = False
-
-    def __init__(self, gear: Gear) -> None:
-        super().__init__(gear)
-        self._deepest = np.full(gear.sequences.batch, gear.engine.layers, dtype=np.int64)
-
-    def advance(self, tokens: Tensor) -> Advance:
-        """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
-        driver = self.gear.driver
-        try:
-            advance = super().advance(tokens)
-        except PositionsMissing as error:
-            raise goes_deeper(driver.policy) from error
-        deeper = np.flatnonzero((driver.own > self._deepest) & ~driver.finished)
-        if deeper.size:
-            row = int(deeper[0])
-            example = f": one leaves at exit {self._deepest[row]}, a later one at {driver.own[row]}"
-            raise goes_deeper(driver.policy, example)
-        self._deepest = driver.own.copy()
-        return advance

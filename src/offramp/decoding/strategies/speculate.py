@@ -14,7 +14,7 @@ from offramp.costs.probes import ProbeSizes
 from offramp.decoding.engine.cache import Past
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.options import Auto, each_costs
-from offramp.decoding.strategies.next_token import Advance, Choice, NonFiniteLogits, judge, raise_for
+from offramp.decoding.strategies.next_token import Advance, Choice, Chooser, NonFiniteLogits, raise_for
 from offramp.decoding.strategies.recompute import Block, Stop, Waiting, descend, go_on
 from offramp.decoding.strategies.strategy import Conditions, Gear, Strategy
 from offramp.errors import InputError
@@ -371,3 +371,43 @@ def _told(broken: Tensor, rows: Tensor) -> list[bool]:
     bad, told = torch.stack([broken, rows]).tolist()
     raise_for(bad)
     return [bool(row) for row in told]
+
+
+def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -> tuple[Choice, Tensor]:
+    """Choose the tokens after `ids` [batch, length], from the full model's logits [batch, vocabulary].
+
+    Also returns whether the draft stands, bool [batch]; true where there was none.
+    """
+    scores, broken = chooser.scores(ids, logits)
+    if draft is None:
+        chosen = chooser.pick(scores)
+        right = torch.ones_like(chosen, dtype=torch.bool)
+    elif chooser.sampling:
+        chosen, right = accept_or_resample(draft.chosen, draft.scores, scores, chooser.random)
+    else:
+        chosen = chooser.pick(scores)
+        right = chosen == draft.chosen
+    return Choice(chosen, chooser.forced_after(ids, chosen), scores, broken), right
+
+
+def accept_or_resample(
+    drafted: Tensor, draft_scores: Tensor, scores: Tensor, random: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens with the distribution p of `scores`, given some drawn from q of `draft_scores`.
+
+    A draft x stands with probability min(1, p(x) / q(x)); else a token of norm(max(p - q, 0)) takes its place
+    (Leviathan et al., arXiv 2211.17192, algorithm 1; Chen et al., arXiv 2302.01318, algorithm 2).
+    drafted: int64 [batch]. scores: float32 [batch, vocabulary]. random: as in `Chooser`. Returns the tokens
+    and whether drafts stand.
+    """
+    wanted, offered = scores.softmax(-1), draft_scores.softmax(-1)
+    place = drafted[:, None]
+    luck = torch.rand((len(wanted), 1), generator=random, device=wanted.device)
+    right = luck * offered.gather(1, place) < wanted.gather(1, place)
+    right = right.squeeze(1)
+    if bool(right.all()):
+        return drafted, right
+    rest = (wanted - offered).clamp(min=0)
+    # Equal distributions leave no rest; then only rounding can have refused the draft.
+    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, wanted)
+    return torch.where(right, drafted, torch.multinomial(rest, 1, generator=random).squeeze(1)), right

@@ -19,7 +19,7 @@ from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.next_token import Advance, Chooser
 from offramp.policies.kv import KeyValue
 from offramp.policies.policy import ExitPolicy, Rows, Tokens
-from offramp.policies.policy_cost import gives_output
+from offramp.policies.prices import gives_output
 from offramp.policies.signals import probed_at_last, probes_of
 
 Exits = NDArray[np.int64]

@@ -32,7 +32,7 @@ class Prune:
     """Leave layers out: `prune:drop=21+22`, or `prune:by=angular,layers=6` to have them chosen.
 
     Only `drop` says what the model is: a choice by measure becomes one before it is applied, in
-    `offramp.tracing.layer_importance.resolve`.
+    `offramp.tracing.layers_to_prune.resolve`.
 
     Raises InputError for settings that do not go together.
     """

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.kit.rules import Must
-from offramp.policies.parameters import Exit, Inner, Limit, SignalName
+from offramp.policies.parameter_types import Exit, Inner, Limit, SignalName
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens, check_exits
 from offramp.policies.signals import OPENING_FACT, SIGNALS, Signal, is_opened
 

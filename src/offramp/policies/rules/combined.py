@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from offramp.errors import PolicyError
 from offramp.kit.numbers import Count
 from offramp.kit.rules import Beside, Must
-from offramp.policies.parameters import Inner
+from offramp.policies.parameter_types import Inner
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
 from offramp.policies.rules.around import Delegating
 from offramp.policies.rules.fixed import Never

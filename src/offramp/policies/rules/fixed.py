@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offramp.errors import PolicyError
 from offramp.kit.numbers import Count
 from offramp.kit.rules import Beside
-from offramp.policies.parameters import Exit
+from offramp.policies.parameter_types import Exit
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens, check_exits
 from offramp.scoring.components import first_match, saturation
 from offramp.tracing.trace import Trace

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from offramp.kit.numbers import Count, NotNegative
-from offramp.policies.parameters import ConfidenceName, ExitsOrAll, exits_below
+from offramp.policies.parameter_types import ConfidenceName, ExitsOrAll, exits_below
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
 from offramp.policies.rules.threshold import OnSignal
 from offramp.policies.signals import SIGNALS

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.kit.numbers import Count
-from offramp.policies.parameters import ExitsOrAll, Limit, SignalName, exits_below
+from offramp.policies.parameter_types import ExitsOrAll, Limit, SignalName, exits_below
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
 from offramp.policies.rules.threshold import signal_needs
 from offramp.policies.signals import SIGNALS, Signal

@@ -10,7 +10,7 @@ import numpy as np
 
 from offramp.costs.token import TokenCosts
 from offramp.errors import PolicyError
-from offramp.policies.parameters import Inner
+from offramp.policies.parameter_types import Inner
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.around import Around
 from offramp.policies.signals import needs_full_head_at_last

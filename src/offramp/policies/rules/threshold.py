@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.kit.numbers import Count, NotNegative, Number
-from offramp.policies.parameters import Exits, ExitsOrAll, Limit, Limits, SignalName, exits_below
+from offramp.policies.parameter_types import Exits, ExitsOrAll, Limit, Limits, SignalName, exits_below
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
 from offramp.policies.signals import OPENING_FACT, SIGNALS, Signal
 

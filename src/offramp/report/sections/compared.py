@@ -22,7 +22,7 @@ from offramp.report.names import (
     parameters_text,
 )
 from offramp.report.page import entries
-from offramp.report.strategies import believed, fastest, replayed
+from offramp.report.sections.strategies import believed, fastest, replayed
 from offramp.report.table import NOTHING, Cell, Column, Table, reasons
 from offramp.scoring.estimate import BASES_NEEDED, Estimate
 from offramp.studies.comparison.equality import per_byte_notes

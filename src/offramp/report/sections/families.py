@@ -8,7 +8,7 @@ from functools import partial
 
 from markupsafe import Markup
 
-from offramp.kit.defaults import BYTES
+from offramp.defaults import BYTES
 from offramp.policies.short_names import short_name
 from offramp.report.drawing import Key, drawn, legend
 from offramp.report.formats import (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from offramp.kit.defaults import MAIN_FLOOR, WORTH
+from offramp.defaults import MAIN_FLOOR, WORTH
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from offramp.costs.probes import PROBES
-from offramp.kit.defaults import LOCAL
+from offramp.defaults import LOCAL
 from offramp.report.drawing import drawn
 from offramp.report.formats import (
     counted,

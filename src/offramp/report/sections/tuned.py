@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.kit.defaults import BYTES
+from offramp.defaults import BYTES
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
 from offramp.report.formats import (

@@ -22,7 +22,7 @@ from offramp.studies.comparison.equality import (
 )
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.savings import trained_savings, validity_of
-from offramp.studies.comparison.study_reading import read_study_folder
+from offramp.studies.comparison.study_reading import DAMAGED, read_study_folder
 from offramp.studies.folder import PLAN, StudyFolder
 
 STUDY_TITLE = "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"
@@ -104,13 +104,14 @@ def read_comparison(folders: Sequence[str | Path], *, mixed: bool = False) -> Co
     mixed: whether to compare different texts, token counts or ways of tracing under one name, and say so.
 
     Raises InputError for a folder that is neither, folders without a finished score, what may not be compared
-    (see `offramp.studies.comparison.equality`); DamagedFileError for files whose bytes changed.
+    (see `offramp.studies.comparison.equality`); DamagedFileError where a file, or every score, was changed.
     """
     contents = with_shared_names([read_folder(Path(folder)) for folder in folders])
     rows = without_twins(row for content in contents for row in content.rows)
     failures = {cell: why for content in contents for cell, why in content.failures.items()}
     if not rows:
-        raise InputError(
+        changed = any(why.endswith(DAMAGED) for why in failures.values())
+        raise (DamagedFileError if changed else InputError)(
             f"there is nothing to compare: no score is finished{_first_failure(failures)}",
             where=", ".join(str(folder) for folder in folders),
             fix="give the command again that does what is missing or damaged: "

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.kit.defaults import DRAWS, SEED
+from offramp.defaults import DRAWS, SEED
 from offramp.policies.figures import NEVER
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import BASES_NEEDED, UNDEFINED_DRAWS_ALLOWED, Estimate, kendall

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from offramp.defaults import BYTES, LOCAL
 from offramp.errors import ForeignFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.kit.defaults import BYTES, LOCAL
 from offramp.policies.figures import PLAIN_DECODING, PolicyFigures, shared_fields
 from offramp.policies.replay import ReplayIntervals
 from offramp.scoring.estimate import Estimate
@@ -34,7 +34,7 @@ from offramp.studies.work.replay import Replayed
 from offramp.studies.work.score import ScoredTrace
 from offramp.studies.work.work import works
 from offramp.timing.results import TOO_FEW_PROMPTS, BenchResult, CombineResult, Contender, read_combined
-from offramp.tracing.trace_files import MANIFEST, read_manifest
+from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tuning.floor import Floor
 from offramp.tuning.pool import FULL_MODEL
 from offramp.tuning.ranking import RankedPolicy
@@ -300,6 +300,7 @@ COMBINED = "combined.json"
 APART = "combine"
 """The kind of cells that are no row and no strategy of one."""
 NOT_RUN = "not run yet"
+DAMAGED = "damaged: a file of it changed since it was done; the next run does it again"
 UNTOLD = (
     "{} comes from a run, which does not say what it was trained from: unless a study beside it does, its "
     "name counts as an independent training."
@@ -515,7 +516,7 @@ class StudyReader:
                 why = self.why_not(needed)
                 return why if why == NOT_RUN else f"the {needed.kind} that it needs: {why}"
         if self.conditions[task.key] == "damaged":
-            return "damaged: a file of it changed since it was done; the next run does it again"
+            return DAMAGED
         return NOT_RUN
 
     def provenance(self) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from offramp.defaults import STALL_SECONDS
 from offramp.errors import DiskFullError, OfframpError
-from offramp.kit.defaults import STALL_SECONDS
 from offramp.kit.numbers import shown_size
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import ALIVE, BEAT_SECONDS, Watch, end_holder, holding, is_held

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from offramp.defaults import STALL_SECONDS
 from offramp.files import parse_json
-from offramp.kit.defaults import STALL_SECONDS
 from offramp.kit.typed import from_json, to_json
 from offramp.models.process import available_memory, machine_memory
 from offramp.studies.engines.engine import WORKER, Ending, EngineOptions, MemoryLimit, StudyEngine

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from offramp.defaults import WORTH
 from offramp.errors import DamagedFileError, DiskFullError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.kit.defaults import WORTH
 from offramp.kit.typed import to_json
 from offramp.studies.work.inputs import TextWork, heads_of, profile_of, require_this_machine, trace_of
 from offramp.studies.work.league import why_not_halved

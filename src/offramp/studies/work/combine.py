@@ -51,8 +51,8 @@ class CombineWork(TurnsWork[CombinedAccelerations]):
         """
         from offramp.decoding.openings import prompts_of
         from offramp.decoding.options import DecodingOptions
-        from offramp.timing.answers import TimeLimits
         from offramp.timing.combine import combine
+        from offramp.timing.stopping import TimeLimits
 
         self.require_here()
         workload, model = self.load_workload(), self.load_model(context)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from offramp.defaults import LOCAL
 from offramp.errors import OfframpError
-from offramp.kit.defaults import LOCAL
 from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import Estimate
@@ -152,7 +152,7 @@ def seconds_for(policies: int, plain_seconds: float, new_tokens: int, prompts: i
     `seconds_after`.
     """
     from offramp.timing.contenders import SHORT
-    from offramp.timing.measurement import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
+    from offramp.timing.session import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
 
     # In one call generate() takes no turns; the fastest plain decoder takes them twice.
     visits = prompts * (policies + len(SHORT.invited))
@@ -340,9 +340,9 @@ class DecodeWork(TurnsWork[DecodingResult]):
     ) -> DecodingResult:
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
         from offramp.decoding.options import DecodingOptions
-        from offramp.timing.answers import TimeLimits
         from offramp.timing.bench import judge_measurement, predict_cells, run, settle
         from offramp.timing.contenders import SHORT
+        from offramp.timing.stopping import TimeLimits
 
         trace, workload = trace_of(context, self.trace), self.load_workload()
         heads, seconds = heads_of(context, self.heads), self.seconds

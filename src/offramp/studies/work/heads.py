@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.kit.defaults import SEED
+from offramp.defaults import SEED
 from offramp.studies.task import study_file
 from offramp.studies.work.inputs import HEADS, ModelWork, TextUsed
 from offramp.studies.work.work import Result, WorkContext, require_same

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.costs.hardware import find_machine, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
-from offramp.kit.defaults import BYTES, SEED
+from offramp.defaults import BYTES, SEED
 from offramp.models.devices import CPU
 from offramp.models.process import use_threads
 from offramp.models.transforms.prune import Prune

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
-from offramp.kit.defaults import BYTES, FLOORS, MAIN_FLOOR, SEED, WORTH
+from offramp.defaults import BYTES, FLOORS, MAIN_FLOOR, SEED, WORTH
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.work import WorkContext
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
-from offramp.tuning.judging import Halves
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy
+from offramp.tuning.replayed_verdicts import Halves
 from offramp.tuning.verdict import Verdict, from_main
 
 if TYPE_CHECKING:
@@ -80,10 +80,10 @@ def ranking_of(
     details: bool = False,
 ) -> Ranking:
     """Everything that the trace alone allows; speed is in bytes moved without a machine."""
-    from offramp.policies.policy_cost import costs_of
+    from offramp.policies.prices import costs_of
     from offramp.tuning.break_even import break_even
-    from offramp.tuning.judging import halves_of, judge
     from offramp.tuning.ranking import ranking
+    from offramp.tuning.replayed_verdicts import halves_of, judge
 
     why = why_not_halved(trace, seed)
     # Searched once for all who choose, so that they cannot contradict each other.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from offramp.kit.defaults import SEED
+from offramp.defaults import SEED
 from offramp.policies.replay import ReplayFigures, ReplayIntervals, replay, replay_intervals
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.work import WorkContext

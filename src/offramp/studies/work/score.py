@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offramp.kit.defaults import DRAWS, SEED
+from offramp.defaults import DRAWS, SEED
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.documents import NOTHING, TextSize, bits_per_byte
 from offramp.studies.work.inputs import TraceReader, trace_of

@@ -90,7 +90,7 @@ def passages(model: Model, trace: Trace) -> Passages:
     >>> offramp.passages(model, trace).passage.exits
     (1, 2, 3, 4)
     """
-    from offramp.decoding.rerun.sequences import require_model  # a page needs no torch, a model has it
+    from offramp.decoding.rerun.trace_sequences import require_model  # a page needs no torch, a model has it
 
     require_model(model, trace)
     return passages_of(trace, lambda token: model.decode([token]))
@@ -269,7 +269,7 @@ def read_text_sizes(folder: Path) -> dict[str, TextSize]:
 
 def _leave_out_times(folder: Path) -> None:
     """Take the clock out of the manifest, which its seal leaves out anyway: equal traces, equal bytes."""
-    from offramp.tracing.trace_files import read_manifest, write_manifest
+    from offramp.tracing.manifest import read_manifest, write_manifest
 
     manifest = read_manifest(folder)
     if manifest.timestamps is not None:

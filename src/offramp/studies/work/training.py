@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from offramp.defaults import SHORTLIST, TRAINING_MINUTES, TRAINING_ROWS
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import remove
-from offramp.kit.defaults import SHORTLIST, TRAINING_MINUTES, TRAINING_ROWS
 from offramp.studies.work.heads import RESULT_BYTES, TRAINING, TRAINING_COST, TextsWork, cost_of
 from offramp.studies.work.inputs import EXITS
 from offramp.studies.work.work import WorkContext

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from offramp.kit.defaults import DELTA, FLOORS, SEED
+from offramp.defaults import DELTA, FLOORS, SEED
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.league import LeagueWork
 from offramp.studies.work.work import Needed, WorkContext

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.defaults import NETWORK_UNITS
 from offramp.heads.at_work import candidate_features, confidence_features
 from offramp.heads.parts import Classifier, Weights
-from offramp.kit.defaults import NETWORK_UNITS
 from offramp.kit.rules import OneOf
-from offramp.tracing.fitting.readings import Readings
+from offramp.tracing.fitting.fitting_inputs import Readings
 
 RAREST_CLASS = 20
 """Rows that each class needs, on both sides: with fewer there is nothing to learn or to judge."""

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from offramp.defaults import CANDIDATES, SEED, SHORTLIST
 from offramp.errors import InputError
 from offramp.heads.at_work import describe_base
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.parts import Classifier, ExitReading, Lens, Weights, stacked
 from offramp.kit.arguments import checked
 from offramp.kit.code import code_of
-from offramp.kit.defaults import CANDIDATES, SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed
 from offramp.kit.rules import Beside
 from offramp.models.model import Model, in_evaluation
@@ -34,13 +34,21 @@ from offramp.tracing.fitting.classifiers import (
     constant_classifier,
     fit_classifier,
 )
-from offramp.tracing.fitting.documents import (
+from offramp.tracing.fitting.fitting_documents import (
     CLASSIFIER_SHARE,
     FittingRows,
     plan_rows,
     seen_by_all,
     split_documents,
     without_text_of,
+)
+from offramp.tracing.fitting.fitting_inputs import (
+    FIRST_POSITION,
+    Readings,
+    add_up,
+    require_both_sides,
+    require_one_stream,
+    take_readings,
 )
 from offramp.tracing.fitting.maps import (
     AUTO,
@@ -49,14 +57,6 @@ from offramp.tracing.fitting.maps import (
     map_sums,
     parse_map_exits,
     solve_maps,
-)
-from offramp.tracing.fitting.readings import (
-    FIRST_POSITION,
-    Readings,
-    add_up,
-    require_both_sides,
-    require_one_stream,
-    take_readings,
 )
 from offramp.tracing.fitting.ridge import lens_sums, solve_lens
 from offramp.tracing.plan import usable_context

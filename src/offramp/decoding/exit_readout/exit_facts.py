@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.decoding.engine.products import MOST_ROWS, SMALLEST, head_logits, transposed_product
+from offramp.defaults import CANDIDATES
 from offramp.heads.at_work import (
     HIDDEN_STATE_FACTS,
     TOP_K,
@@ -33,7 +34,6 @@ from offramp.heads.statistics import (
     shared_share,
     short_softmax,
 )
-from offramp.kit.defaults import CANDIDATES
 from offramp.models.calls import first_tensor
 from offramp.models.stack import ExitStack
 

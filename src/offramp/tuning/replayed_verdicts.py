@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from offramp.costs.machine import Machine
+from offramp.defaults import DELTA, FLOORS, SEED, WORTH
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import DELTA, FLOORS, SEED, WORTH
 from offramp.kit.numbers import Share, Whole
 from offramp.kit.rules import Worth
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import costs_of
+from offramp.policies.prices import costs_of
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace

@@ -24,7 +24,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import require_base
 from offramp.heads.parts import ExitMaps, Weights
 from offramp.models.model import Model
-from offramp.tracing.fitting.documents import seen_by_all
+from offramp.tracing.fitting.fitting_documents import seen_by_all
 from offramp.tracing.rows import slices
 from offramp.training.divergence import Evaluator, TrainingHead
 from offramp.training.executed_pass import (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from markupsafe import Markup
 
+from offramp.defaults import WORTH
 from offramp.files import write_text_atomically
-from offramp.kit.defaults import WORTH
 from offramp.report.combined import advice, combined_sections, place_of
 from offramp.report.comparison_data import downloads_section
 from offramp.report.curves import profiles_section
@@ -51,8 +51,7 @@ from offramp.report.sections.compared import (
     validity_words,
 )
 from offramp.report.sections.leaderboard import leaderboard, leaderboard_section, ordered
-from offramp.report.sections.training import trained_groups, trained_section
-from offramp.report.strategies import (
+from offramp.report.sections.strategies import (
     STRATEGIES,
     believed,
     decoded_for_real,
@@ -63,6 +62,7 @@ from offramp.report.strategies import (
     strategies_section,
     why_no_answer,
 )
+from offramp.report.sections.training import trained_groups, trained_section
 from offramp.report.table import TERMINAL_STYLES, Column, reasons
 from offramp.report.words import WORDS
 from offramp.scoring.card import ESTIMATES

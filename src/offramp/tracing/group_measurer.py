@@ -41,8 +41,8 @@ from offramp.tracing.rows import (
     groups_of,
     slices,
 )
+from offramp.tracing.sealed_parts import REFERENCE_TOP1, Part, PartDocument, Reference, block_of
 from offramp.tracing.states import StateStore
-from offramp.tracing.trace_files import REFERENCE_TOP1, Part, PartDocument, Reference, block_of
 from offramp.workloads.packing import Context
 
 Capture = Callable[[Sequence[Context], OnLayer], None]

@@ -17,27 +17,18 @@ from typing import Any
 import torch
 
 from offramp.decoding.generation.prompts import PromptBatch
+from offramp.defaults import SEED
 from offramp.errors import InputError, ModelError, OfframpError
-from offramp.kit.defaults import SEED
 from offramp.models.devices import CPU
-from offramp.policies.policy_cost import sizes_of_heads
+from offramp.policies.prices import sizes_of_heads
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import (
-    ONE,
-    Budget,
-    Pair,
-    TimeLimits,
-    answer_of,
-    cluster_of,
-    ratio_of,
-    resolution_of,
-    seconds_over,
-)
 from offramp.timing.contenders import FAILURES, GENERATE, ONE_CALL, Extent, again, searched_of, why
 from offramp.timing.decoder import DecodedBatch, Decoder, LayerCount, Setting, left_out, parted
 from offramp.timing.defects import Difference, Load, defects_of, describe, judge_a_a, warnings_of
 from offramp.timing.forecast import counted_plain, counted_policy, records_of
+from offramp.timing.ratios import ONE, Pair, cluster_of, ratio_of, seconds_over
 from offramp.timing.results import PLAIN, Contender, Counted
+from offramp.timing.stopping import Budget, TimeLimits, answer_of, resolution_of
 from offramp.timing.turns import Turns, Visit, pairs_of, visit
 
 SEARCH_SHARE = 0.25

@@ -14,11 +14,11 @@ from typing import Any
 
 from offramp.costs.hardware import find_machine, processor_name
 from offramp.costs.machine import Machine, machine_fingerprint
+from offramp.defaults import BYTES, LOCAL
 from offramp.errors import DamagedFileError, InputError, ModelError, WorkloadError
 from offramp.files import canonical_json, sha256_of_text, source_fingerprint
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
-from offramp.kit.defaults import BYTES, LOCAL
 from offramp.kit.given_file import Location
 from offramp.kit.numbers import shown_size
 from offramp.models.checkpoint import (

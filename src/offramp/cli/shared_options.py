@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from offramp import defaults
 from offramp.commands import loadable_name
 from offramp.errors import InputError, ModelError
-from offramp.kit import defaults
 from offramp.kit.numbers import Count
 from offramp.kit.request import Options, flags
 from offramp.kit.rules import only_if
@@ -108,7 +108,7 @@ def load_traced_model(
     Raises InputError for a model that is gone or another one, for heads of another model, or for a trace that
     keeps no reference.
     """
-    from offramp.decoding.rerun.sequences import reference_of
+    from offramp.decoding.rerun.trace_sequences import reference_of
     from offramp.models.identity import ATTENTION
     from offramp.models.loading import Placement
     from offramp.policies.binding import require_heads

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.defaults import TRAINING_ROWS
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.parts import ExitReading, GatedNetwork, Lens, Weights, stacked
-from offramp.kit.defaults import TRAINING_ROWS
 from offramp.models.model import Model
-from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents, without_text_of
 from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS, TrainedReading, complete_heads
+from offramp.tracing.fitting.fitting_documents import FittingRows, plan_rows, split_documents, without_text_of
+from offramp.tracing.fitting.fitting_inputs import captured_states
 from offramp.tracing.fitting.maps import AUTO, fitting_memory
-from offramp.tracing.fitting.readings import captured_states
 from offramp.tracing.fitting.ridge import ExitSums, lens_sums, solve_lens
 from offramp.tracing.progress import say, token_bar
 from offramp.tracing.rows import slices

@@ -10,17 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.defaults import CANDIDATES
 from offramp.errors import ModelError
 from offramp.heads.output_head import Head, LinearHead, StateShape, at_head, make_head
 from offramp.heads.parts import ExitReading, Weights
 from offramp.heads.precision import exact_sums
 from offramp.heads.statistics import choose_reductions
-from offramp.kit.defaults import CANDIDATES
 from offramp.models.devices import to_host
 from offramp.models.model import Model
-from offramp.tracing.fitting.documents import FittingRows
+from offramp.tracing.fitting.fitting_documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
-from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, traced_rows
+from offramp.tracing.group_measurer import FORWARD_TOKENS, ids_of, traced_rows
 from offramp.tracing.rows import Rows, equal_length_batches, slices
 from offramp.tracing.states import StateStore
 from offramp.workloads.packing import Context

@@ -22,7 +22,7 @@ from offramp.models.model import Model
 from offramp.models.source import ModelFiles
 from offramp.models.transforms.prune import DEFAULT_TOKENS, DEFAULT_WORKLOAD, Prune
 from offramp.models.transforms.transform import Transform
-from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, traced_rows
+from offramp.tracing.group_measurer import FORWARD_TOKENS, ids_of, traced_rows
 from offramp.tracing.plan import plan_with_answers
 from offramp.tracing.progress import token_bar
 from offramp.tracing.rows import equal_length_batches
