@@ -62,7 +62,7 @@ from offramp.timing.local_profile import measure_hardware
 from offramp.timing.ratios import ratios_of
 from offramp.timing.session import start_peak
 from offramp.timing.stopping import TimeLimits
-from offramp.tracing.block import forget_gram_matrices
+from offramp.tracing.row_facts import forget_gram_matrices
 from offramp.workloads.workload import Document, Workload
 
 WORDS = 4096

@@ -46,7 +46,7 @@ from offramp.studies.engines.ray import RayEngine
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.study import StudyPlan
-from offramp.studies.study_file import read_study
+from offramp.studies.study_checks import read_study
 
 OFFRAMP = [sys.executable, "-c", "from offramp.cli.main import main; main()"]
 LOWEST, HIGHEST = 0.02, 0.98

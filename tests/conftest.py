@@ -114,7 +114,7 @@ def documents(shared: Path) -> Path:
 def finished_run(shared: Path, tiny_model: Path, documents: Path) -> Path:
     """The folder of a finished `offramp run` on two workloads, whose timings are in the cache afterwards."""
     from command_line import run_arguments, run_offramp
-    from offramp.costs.hardware import FOLDER
+    from offramp.costs.machine_registry import FOLDER
     from offramp.decoding.openings import FEWEST_NEW_TOKENS
     from offramp.studies.work import decode
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from command_line import run_offramp
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_prices, profile_of
+from offramp.costs.machine_registry import find_machine
 from offramp.errors import InputError, PolicyError, WorkloadError
 from offramp.models.transforms.transform import TRANSFORMS, apply_transform, parse_transform
 from offramp.policies.decisions import replay_decisions
@@ -195,7 +195,7 @@ def test_a_policy_that_answers_what_none_may_is_named(
 MACHINE = """
 import dataclasses
 import numpy as np
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 
 class Machine:
     name, source, kind = "mine", "a test", "roofline"

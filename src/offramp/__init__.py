@@ -63,7 +63,7 @@ _HOMES = {
     "Regularisation": "offramp.training.request",
     "train_gates": "offramp.training.gate_training",
     "import_heads": "offramp.heads.importing.imports",
-    "find_machine": "offramp.costs.hardware",
+    "find_machine": "offramp.costs.machine_registry",
     "measure_hardware": "offramp.timing.local_profile",
     "run": "offramp.runs.request",
     "Findings": "offramp.report.run_findings",
@@ -75,8 +75,8 @@ _HOMES = {
     "rerun": "offramp.decoding.rerun.rerunner",
     "RerunResult": "offramp.decoding.rerun.rerunner",
     "early_exit": "offramp.decoding.generation.early_exit",
-    "Study": "offramp.studies.study_file",
-    "read_study": "offramp.studies.study_file",
+    "Study": "offramp.studies.study_checks",
+    "read_study": "offramp.studies.study_checks",
     "Comparison": "offramp.studies.comparison.results",
     "compare": "offramp.studies.comparison.reading:read_comparison",
     "Generation": "offramp.decoding.generation.result",
@@ -85,7 +85,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from offramp.costs.hardware import find_machine
+    from offramp.costs.machine_registry import find_machine
     from offramp.decoding.execution.execution import Execution
     from offramp.decoding.execution.execution import execute_prompts as execute
     from offramp.decoding.execution.tune import TunedTasks, tune, tune_tasks
@@ -109,7 +109,7 @@ if TYPE_CHECKING:
     from offramp.studies.comparison.reading import read_comparison as compare
     from offramp.studies.comparison.results import Comparison
     from offramp.studies.study import Study
-    from offramp.studies.study_file import read_study
+    from offramp.studies.study_checks import read_study
     from offramp.studies.work.trace import passages
     from offramp.timing.bench import bench
     from offramp.timing.local_profile import measure_hardware

@@ -41,7 +41,7 @@ def command(model: Path, workload: str, *further: object) -> list[object]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and its timings on this machine in the tests' own cache."""
-    from offramp.costs.hardware import save_local_profile
+    from offramp.costs.machine_registry import save_local_profile
 
     folder = write_llama(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=512)
     loaded = offramp.load_model(str(folder))

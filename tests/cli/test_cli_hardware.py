@@ -11,7 +11,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.costs.hardware import list_local_profiles, load_local_profile, save_local_profile
+from offramp.costs.machine_registry import list_local_profiles, load_local_profile, save_local_profile
 from offramp.costs.timings import TimingsProfile, busy_machine
 from offramp.errors import InputError
 from offramp.kit.typed import from_json

@@ -11,7 +11,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.costs.hardware import machine_names
+from offramp.costs.machine_registry import machine_names
 from offramp.costs.profile_file import required_keys
 from offramp.policies.grammar import policy_kinds
 from offramp.policies.signals import SIGNALS

@@ -11,17 +11,17 @@ import offramp
 from command_line import run_offramp
 from offramp.report.comparison_data import comparison_tables
 from offramp.report.comparison_page import NAVIGATION
-from offramp.studies import entries
+from offramp.studies import study_tables
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.engines.registry import ENGINES
-from offramp.studies.entries import TomlTable
 from offramp.studies.study import Study
+from offramp.studies.study_tables import TomlTable
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 TABLES = [
     kind
-    for kind in vars(entries).values()
+    for kind in vars(study_tables).values()
     if isinstance(kind, type) and issubclass(kind, TomlTable) and kind is not TomlTable
 ]
 

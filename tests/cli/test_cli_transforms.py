@@ -11,7 +11,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.costs.hardware import list_local_profiles
+from offramp.costs.machine_registry import list_local_profiles
 from offramp.models.source import find_source
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.tracing import loading

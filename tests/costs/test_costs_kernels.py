@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.costs import aiconfigurator
-from offramp.costs.hardware import describe_machines, find_machine, machine_names
 from offramp.costs.kernel_machine import (
     Basis,
     DecodeAttention,
@@ -29,6 +28,7 @@ from offramp.costs.kernel_machine import (
     grid_of,
 )
 from offramp.costs.machine import Roofline, machine_fingerprint
+from offramp.costs.machine_registry import describe_machines, find_machine, machine_names
 from offramp.costs.probes import PROBES
 from offramp.errors import InputError
 from offramp.files import sha256_of_file

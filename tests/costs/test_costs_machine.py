@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Roofline
+from offramp.costs.machine_registry import find_machine
 from offramp.costs.probes import PROBES, ProbeSizes
 from offramp.costs.token import TokenCosts, token_costs
 from offramp.errors import InputError

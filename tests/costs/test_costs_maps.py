@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import MAP_LAUNCHES, Roofline
+from offramp.costs.machine_registry import find_machine
 from offramp.costs.probes import ProbeSizes, map_bytes, map_flops, timed_map_layers
 from offramp.costs.token import add_costs, token_costs
 from offramp.heads.parts import ExitMaps, map_elements

@@ -15,7 +15,7 @@ from map_cases import maps_for
 from reading_cases import random_heads
 
 import offramp
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.errors import InputError, PolicyError
 from offramp.heads.exit_heads import ExitHeads

@@ -16,7 +16,7 @@ from strategy_cases import greedy, ids_of
 from torch import Tensor
 
 import offramp
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.decoding.exit_readout.exit_facts import OutputHead
 from offramp.decoding.generation.loop import Scorer
 from offramp.decoding.generation.prompts import prompt_batch

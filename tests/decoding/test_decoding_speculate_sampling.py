@@ -12,7 +12,8 @@ from scipy import stats
 from strategy_cases import ExitReader, decode, engine_of, llama
 
 from offramp.decoding.generation.loop import Loop, Plan
-from offramp.decoding.generation.result import BatchGeneration, Transcript
+from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.generation.transcript import Transcript
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.next_token import Chooser
 from offramp.decoding.strategies.propagate import Propagate

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 import offramp
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.costs.probes import PROBES
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.errors import InputError, PolicyError
 from offramp.policies.charge import Units, run_of
 from offramp.policies.grammar import parse_policy

@@ -18,13 +18,13 @@ from rich.console import Console
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import short_name
+from offramp.report.answer_words import REPAIR_NOTE, caveats, headline, reference_line, transform_sentence
 from offramp.report.formats import percent
 from offramp.report.page import print_summary, render
 from offramp.report.run_result import RunProgress, RunResult
 from offramp.report.sections.decoded import beside_plot, error_plot
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.timing import blame, error_sentence
-from offramp.report.words import REPAIR_NOTE, caveats, headline, reference_line, transform_sentence
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
 from offramp.studies.work.decode import DecodedChoice

@@ -15,6 +15,7 @@ from offramp.policies.cost_breakdown import Gain
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import short_name
+from offramp.report.answer_words import credit_sentence, credits_of
 from offramp.report.sections.families import (
     PARTS,
     SHOWN,
@@ -27,7 +28,6 @@ from offramp.report.sections.families import (
     summary_of,
 )
 from offramp.report.summary import summarise
-from offramp.report.words import credit_sentence, credits_of
 from offramp.scoring.estimate import Estimate
 
 

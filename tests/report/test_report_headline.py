@@ -18,6 +18,7 @@ from offramp.policies.cost_breakdown import Gain
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import SHORT_HEAD, short_name
+from offramp.report.answer_words import caveats, grounds_of, headline, machines_sentence, short_answer
 from offramp.report.comparison_page import (
     answer_section,
     cards_of,
@@ -43,7 +44,6 @@ from offramp.report.run_findings import Findings
 from offramp.report.sections.families import families_at
 from offramp.report.sections.strategies import fastest, floor_kept, why_no_answer
 from offramp.report.timing import ways_of
-from offramp.report.words import caveats, grounds_of, headline, machines_sentence, short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Place, StrategyResult
 from offramp.timing.results import LOOKUP

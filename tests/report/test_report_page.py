@@ -19,11 +19,11 @@ from report_examples import CHAT, example_run, workload_result
 
 import comparison_examples as examples
 from offramp.policies.rules.fixed import Never
+from offramp.report.answer_words import short_answer
 from offramp.report.comparison_data import comparison_tables
 from offramp.report.comparison_page import NAVIGATION, render_comparison, write_comparison_page
 from offramp.report.page import render, write_report
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.words import short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, ModelFacts, Place
 from page_reader import Page, require_self_contained

@@ -11,10 +11,10 @@ from report_examples import example_run
 from rich.console import Console
 
 import comparison_examples as examples
+from offramp.report.answer_words import short_answer
 from offramp.report.comparison_page import comparison_terminal
 from offramp.report.page import print_summary
 from offramp.report.run_result import RunResult
-from offramp.report.words import short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
 from offramp.tuning.floor import Floor

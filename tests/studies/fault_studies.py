@@ -16,7 +16,7 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
 from offramp.studies.study import StudyPlan
-from offramp.studies.study_file import read_study
+from offramp.studies.study_checks import read_study
 
 POLICIES = ("league", "tuned", "static:exit=1", "static:exit=2", "static:exit=3")
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study, StudyPlan
-from offramp.studies.study_file import read_study
+from offramp.studies.study_checks import read_study
 from offramp.studies.task import StudyCell
 
 SETTINGS = 'name = "small"\nthreads = 1\ntokens = 64\n'

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from study_files import plan_of, small_world, study_of, write_model, write_study
 
-from offramp.costs.hardware import machine_facts
+from offramp.costs.machine_registry import machine_facts
 from offramp.errors import InputError
 from offramp.models.source import name_object
 from offramp.studies.study import StudyPlan
-from offramp.studies.study_file import read_study
+from offramp.studies.study_checks import read_study
 from offramp.tracing.loading import load_model
 
 TEXT = 'models = ["a"]\nworkloads = ["txt:one.txt"]\nmachines = ["local"]\n'
@@ -27,7 +27,7 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(devices, "device_count", lambda kind: 2 if kind == "cuda" else 0)
     monkeypatch.setattr(devices, "device_memory", lambda device: 2**36)
-    monkeypatch.setattr("offramp.costs.hardware.device_name", lambda device: f"card {device}")
+    monkeypatch.setattr("offramp.costs.machine_registry.device_name", lambda device: f"card {device}")
     monkeypatch.setattr("offramp.studies.named_inputs.device_memory", lambda device: 2**36)
 
 

@@ -16,7 +16,7 @@ from offramp.heads.file import write_heads
 from offramp.heads.parts import Lens
 from offramp.models.source import find_source
 from offramp.studies.plan import make_plan
-from offramp.studies.study_file import read_study
+from offramp.studies.study_checks import read_study
 
 
 def test_short_forms_and_long_forms_say_the_same(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ import pytest
 from study_files import SETTINGS, kinds_of, plan_of, small_world, study_of, write_model, write_study
 
 from offramp.costs.counting import REDUCTION_FLOPS
-from offramp.costs.hardware import PROFILES, find_machine
+from offramp.costs.machine_registry import PROFILES, find_machine
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_file, sha256_of_text
 from offramp.kit.typed import from_json, to_json
 from offramp.models.source import find_source
 from offramp.studies.plan import make_plan
 from offramp.studies.study import StudyFile, StudyPlan
-from offramp.studies.study_file import read_study
+from offramp.studies.study_checks import read_study
 from offramp.studies.task import Task
 from offramp.studies.work.inputs import ModelUsed
 from offramp.workloads.registry import load_workload
@@ -446,7 +446,7 @@ def test_planning_imports_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from offramp.studies.plan import make_plan\n"
-        "from offramp.studies.study_file import read_study\n"
+        "from offramp.studies.study_checks import read_study\n"
         f"make_plan(read_study({str(path)!r}))\n"
         "assert not {'torch', 'transformers', 'scipy', 'sklearn'} & sys.modules.keys()\n"
     )

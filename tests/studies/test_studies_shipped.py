@@ -13,7 +13,7 @@ from offramp.studies import named_inputs
 from offramp.studies.named_inputs import SLOW_SOURCES
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study, StudyPlan
-from offramp.studies.study_file import read_study
+from offramp.studies.study_checks import read_study
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Document, Workload
 

@@ -22,7 +22,7 @@ from offramp.studies.named_inputs import Fingerprints, find_everything
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
 from offramp.studies.study import StudyPlan
-from offramp.studies.study_file import read_study
+from offramp.studies.study_checks import read_study
 from offramp.studies.task import Task
 from offramp.studies.work.heads import TRAINING_COST, Training
 from offramp.studies.work.inputs import EXITS

@@ -26,13 +26,13 @@ from work_cases import (
 )
 
 import offramp
-from offramp.costs.hardware import (
+from offramp.costs.machine import machine_fingerprint
+from offramp.costs.machine_registry import (
     RECIPE,
     find_machine,
     list_local_profiles,
     machine_facts,
 )
-from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile, busy_machine
 from offramp.errors import DamagedFileError, DiskFullError, InputError, ModelError, OfframpError
 from offramp.files import locked_folder, write_sealed_json

@@ -12,8 +12,8 @@ import torch
 from generation_cases import counted_layers
 from tracing_models import build_family, llama, tiny_model
 
-from offramp.costs.hardware import OWN_LOOP, machine_facts
 from offramp.costs.machine import Machine
+from offramp.costs.machine_registry import OWN_LOOP, machine_facts
 from offramp.costs.probes import PROBES
 from offramp.costs.timings import LENS, MAPS, OTHER_LOAD, TimingsProfile
 from offramp.decoding.engine.build import cache_keyword
@@ -173,7 +173,7 @@ def test_what_others_disturb_is_timed_when_it_is_quiet_or_not_at_all(
 ) -> None:
     """loads: by others, of each look at them and of each timing."""
     monkeypatch.setattr("offramp.costs.timings.TOLERABLE_LOAD", 0.3)
-    monkeypatch.setattr("offramp.costs.hardware.os.cpu_count", torch.get_num_threads)
+    monkeypatch.setattr("offramp.costs.machine_registry.os.cpu_count", torch.get_num_threads)
     monkeypatch.setattr(local_profile, "PATIENCE", 0.2)
     left = iter(loads)
     monkeypatch.setattr(

@@ -30,11 +30,11 @@ from offramp.models.source import find_source
 from offramp.models.streaming import load_streamed
 from offramp.scoring.scoring import score
 from offramp.tracing import states
-from offramp.tracing.block import _KNOWN, BlockMeasurer, Gram
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.layers_to_prune import measure_importance
 from offramp.tracing.manifest import read_manifest, write_manifest
 from offramp.tracing.request import TraceRequest
+from offramp.tracing.row_facts import _KNOWN, BlockMeasurer, Gram
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from tiny_models import write_llama

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
+from offramp.costs.machine_registry import find_machine
 from offramp.costs.probes import ProbeSizes
 from offramp.heads.parts import Classifier, stacked
 from offramp.models.shape import ModelShape

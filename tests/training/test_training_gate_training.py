@@ -12,7 +12,7 @@ from fitting_cases import texts
 from random_heads import random_heads, random_output_heads
 from tracing_models import tiny_llama, workload_of
 
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.decoding.generation.generate import generate
 from offramp.decoding.rerun.rerunner import rerun
 from offramp.errors import InputError

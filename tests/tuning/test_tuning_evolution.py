@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.errors import InputError
 from offramp.policies.signals import SIGNALS
 from offramp.tracing.trace import Trace

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tuning_traces import easy_and_hard
 
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.errors import InputError, PolicyError
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy

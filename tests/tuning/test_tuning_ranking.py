@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tuning_traces import easy_and_hard
 
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy

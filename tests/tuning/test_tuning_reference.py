@@ -10,7 +10,7 @@ import pytest
 from test_tuning_executed import Scripted, lossless
 from tuning_traces import easy_and_hard
 
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.errors import InputError
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy

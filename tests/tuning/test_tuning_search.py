@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.costs.token import token_costs
 from offramp.errors import InputError
 from offramp.policies.decisions import replay_decisions

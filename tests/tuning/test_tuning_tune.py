@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tuning_traces import easy_and_hard
 
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
+from offramp.costs.machine_registry import find_machine
 from offramp.errors import InputError, PolicyError
 from offramp.files import seal_of
 from offramp.policies.grammar import parse_policy

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tuning_traces import easy_and_hard
 
 import offramp
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.errors import InputError
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.frontier import frontier

@@ -248,7 +248,7 @@ class Bench(Leaving, Request):
     @cached_property
     def machine(self) -> Machine | None:
         """The profile to predict with, None for that of this machine. Raises InputError."""
-        from offramp.costs.hardware import find_machine
+        from offramp.costs.machine_registry import find_machine
 
         return None if self.hardware in (None, LOCAL) else find_machine(str(self.hardware))
 

@@ -85,7 +85,7 @@ def measure(asked: MachineTiming, out: Output) -> None:
     """Time the parts of a model, and keep the profile."""
     profile = asked.carry_out()
 
-    from offramp.costs.hardware import save_local_profile
+    from offramp.costs.machine_registry import save_local_profile
 
     path = save_local_profile(profile)
     parts = profile.details["samples"][str(profile.batches[0])]
@@ -206,7 +206,7 @@ def _signals() -> Rows:
 
 
 def _hardware() -> Rows:
-    from offramp.costs.hardware import describe_machines
+    from offramp.costs.machine_registry import describe_machines
 
     return _rows(describe_machines(), "rates", "source")
 
@@ -249,7 +249,7 @@ def list_things(asked: ListCommand, out: Output) -> None:
 
 def _broken(what: str) -> Rows:
     """Plug-ins that cannot be used, and why."""
-    from offramp.costs.hardware import broken_machines
+    from offramp.costs.machine_registry import broken_machines
     from offramp.models.transforms.transform import TRANSFORMS
     from offramp.policies.grammar import policy_kinds
     from offramp.workloads.registry import broken_workloads

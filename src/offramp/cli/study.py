@@ -202,7 +202,7 @@ def report(asked: StudyReportCommand, out: Output) -> None:
     from offramp.report.pages import STUDY_FOLDER, folder_of, write_study_page
     from offramp.studies.folder import StudyFolder
     from offramp.studies.status import study_file_problems
-    from offramp.studies.study_file import read_study
+    from offramp.studies.study_checks import read_study
 
     name = read_study(asked.study_file).name
     folder = StudyFolder(folder_of(name, asked.output))
@@ -228,7 +228,7 @@ def open_study(
     from offramp.report.pages import STUDY_FOLDER, folder_of
     from offramp.studies.folder import StudyFolder
     from offramp.studies.plan import make_plan
-    from offramp.studies.study_file import read_study
+    from offramp.studies.study_checks import read_study
 
     if study_file.is_dir() and not download:
         folder = StudyFolder(study_file)

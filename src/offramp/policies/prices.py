@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.counting import is_recurrent
-from offramp.costs.hardware import find_machine, kept_notes
 from offramp.costs.kernel_machine import KernelMachine
 from offramp.costs.machine import Machine, machine_prices
+from offramp.costs.machine_registry import find_machine, kept_notes
 from offramp.costs.probes import (
     FULL_HEAD,
     NOTHING_FITTED,
@@ -239,7 +239,7 @@ def derived_notes(machine: Machine | None, breakdown: CostBreakdown, *, lens: bo
 def machine_for(trace: Trace, machine: Machine | str) -> Machine:
     """The machine itself, or the one of that name or TOML file for the trace's model.
 
-    Raises InputError as `offramp.costs.hardware.find_machine` does.
+    Raises InputError as `offramp.costs.machine_registry.find_machine` does.
     """
     if not isinstance(machine, str):
         return machine

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from offramp.defaults import WORTH
 from offramp.files import write_text_atomically
+from offramp.report.answer_words import WORDS
 from offramp.report.combined import advice, combined_sections, place_of
 from offramp.report.comparison_data import downloads_section
 from offramp.report.curves import profiles_section
@@ -64,7 +65,6 @@ from offramp.report.sections.strategies import (
 )
 from offramp.report.sections.training import trained_groups, trained_section
 from offramp.report.table import TERMINAL_STYLES, Column, reasons
-from offramp.report.words import WORDS
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import BASES_NEEDED, Estimate
 from offramp.studies.comparison.results import Comparison, StrategyResult

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from offramp.files import write_text_atomically
 from offramp.report import REPORT_FILE
+from offramp.report.answer_words import headline, other_texts_notes, short_answer, wrong_with
 from offramp.report.combined import combined_section
 from offramp.report.curves import layers_section
 from offramp.report.drawing import ramp_rules
@@ -38,7 +39,6 @@ from offramp.report.sections.potential import components_section
 from offramp.report.sections.training import training_section
 from offramp.report.sections.tuned import tuned_section
 from offramp.report.table import TERMINAL_STYLES, Column, Table
-from offramp.report.words import headline, other_texts_notes, short_answer, wrong_with
 
 
 def write_report(run: RunResult, folder: Path) -> Path:

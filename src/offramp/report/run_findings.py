@@ -14,6 +14,7 @@ from offramp.files import safe_name
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
 from offramp.report import POLICIES
+from offramp.report.answer_words import headline
 from offramp.report.findings import (
     Finding,
     OverallDecision,
@@ -25,7 +26,6 @@ from offramp.report.findings import (
 from offramp.report.formats import counted, listed, percent, whole_percent
 from offramp.report.run_reading import NOT_ASKED
 from offramp.report.run_result import RunResult
-from offramp.report.words import headline
 from offramp.tracing.request import DEFAULT_TOKENS
 from offramp.tuning.verdict import OPEN, TOO_FEW, Verdict, from_main
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
+from offramp.costs.machine_registry import find_machine
 from offramp.costs.timings import TimingsProfile
 from offramp.defaults import BYTES, LOCAL
 from offramp.errors import DamagedFileError
@@ -28,10 +28,10 @@ from offramp.report.run_result import (
     WorkloadResult,
     summarised_heads,
 )
-from offramp.studies.entries import NONE, OWN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event, RunStart, date_of
 from offramp.studies.study import StudyPlan
+from offramp.studies.study_tables import NONE, OWN
 from offramp.studies.task import TRACE, StudyCell, Task, read_manifest
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.decode import DecodedPolicies, DecodeWork, NothingDecoded

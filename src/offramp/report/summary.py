@@ -14,13 +14,20 @@ from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.typed import finite_json
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.frontier import Frontier
+from offramp.report.answer_words import (
+    basis_words,
+    caveats,
+    credits_of,
+    headline,
+    how_obtained,
+    plain_seconds,
+)
 from offramp.report.combined import advice
 from offramp.report.curves import spread
 from offramp.report.findings import OverallDecision, run_decision
 from offramp.report.run_result import Decoded, HeadsSummary, PriceList, RunResult, WorkloadResult
 from offramp.report.sections.first_screen import policy_of
 from offramp.report.sections.training import bought
-from offramp.report.words import basis_words, caveats, credits_of, headline, how_obtained, plain_seconds
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import TrainedSaving

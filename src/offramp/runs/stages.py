@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from offramp.costs.hardware import find_machine, processor_name
+from offramp.costs.machine_registry import find_machine, processor_name
 from offramp.defaults import BYTES, DELTA, FLOORS, LOCAL, ROUNDS
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError, printable
 from offramp.heads.at_work import require_exits
@@ -34,15 +34,15 @@ from offramp.report.run_result import RunProgress, RunResult
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE, default_folder
 from offramp.runs.outputs import show_trace, write_outputs
 from offramp.runs.request import DECODE_MINUTES, Run
-from offramp.studies.entries import AUTO, NONE, OWN
-from offramp.studies.fitness import STARTING_SECONDS
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import STARTED, RunStart
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_task
 from offramp.studies.study import INLINE, Study, StudyPlan
-from offramp.studies.study_file import check_study
+from offramp.studies.study_checks import check_study
+from offramp.studies.study_tables import AUTO, NONE, OWN
 from offramp.studies.task import Task
+from offramp.studies.task_costs import STARTING_SECONDS
 from offramp.studies.work.trace import TraceWork
 from offramp.studies.work.work import ModelCache, WorkContext
 from offramp.tracing.loading import ModelRequest, stays_on_disk

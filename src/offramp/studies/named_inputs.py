@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.costs.hardware import find_machine, processor_name
 from offramp.costs.machine import Machine, machine_fingerprint
+from offramp.costs.machine_registry import find_machine, processor_name
 from offramp.defaults import BYTES, LOCAL
 from offramp.errors import DamagedFileError, InputError, ModelError, WorkloadError
 from offramp.files import canonical_json, sha256_of_text, source_fingerprint
@@ -46,7 +46,9 @@ from offramp.models.source import (
 )
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
-from offramp.studies.entries import (
+from offramp.studies.study import Study, placed, resolved
+from offramp.studies.study_checks import all_steps
+from offramp.studies.study_tables import (
     FILE_SOURCES,
     NONE,
     OWN,
@@ -55,8 +57,6 @@ from offramp.studies.entries import (
     WorkloadEntry,
     exit_list,
 )
-from offramp.studies.study import Study, placed, resolved
-from offramp.studies.study_file import all_steps
 from offramp.studies.task import FINGERPRINT_FILE, Fingerprint, KeptFingerprints
 from offramp.studies.work.inputs import TextUsed, measured_on
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS

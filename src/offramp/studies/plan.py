@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.costs.hardware import machine_facts
+from offramp.costs.machine_registry import machine_facts
 from offramp.defaults import DELTA, LOCAL, PROFILE_SECONDS
 from offramp.errors import InputError, OfframpError
 from offramp.files import sha256_of_file
@@ -18,7 +18,10 @@ from offramp.kit.given_file import Location
 from offramp.models.devices import CPU, find_device
 from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy
-from offramp.studies.entries import (
+from offramp.studies.named_inputs import Fingerprints, Found, FoundWorkload, find_everything
+from offramp.studies.study import Study, StudyFile, StudyPlan
+from offramp.studies.study_checks import accelerations_of, combined_steps, steps_of, text_of
+from offramp.studies.study_tables import (
     LEAGUE,
     NONE,
     TUNED,
@@ -29,11 +32,8 @@ from offramp.studies.entries import (
     TransformEntry,
     exit_list,
 )
-from offramp.studies.fitness import Fitness, StudyVariant, room_of, sizes_of
-from offramp.studies.named_inputs import Fingerprints, Found, FoundWorkload, find_everything
-from offramp.studies.study import Study, StudyFile, StudyPlan
-from offramp.studies.study_file import accelerations_of, combined_steps, steps_of, text_of
 from offramp.studies.task import AXES, FINGERPRINTS, StudyCell, StudyJob, Task
+from offramp.studies.task_costs import Fitness, StudyVariant, room_of, sizes_of
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.combine import CombineWork
 from offramp.studies.work.decode import DecodeWork

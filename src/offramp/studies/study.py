@@ -17,7 +17,7 @@ from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit import arguments
 from offramp.kit.given_file import Source, TomlTable, checked
-from offramp.studies.entries import (
+from offramp.studies.study_tables import (
     LEAGUE,
     NONE,
     TUNED,

@@ -17,8 +17,8 @@ from offramp.errors import InputError, WorkloadError
 from offramp.files import read_json
 from offramp.kit.arguments import checked
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.studies.fitness import Sizes
 from offramp.studies.task import RESULT, Task, TaskCost, files_of
+from offramp.studies.task_costs import Sizes
 from offramp.studies.work.work import ModelCache, Work, WorkContext, perform
 from offramp.workloads.registry import require_usable
 from offramp.workloads.workload import Workload, WorkloadSource

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from offramp.costs.hardware import processor_name
+from offramp.costs.machine_registry import processor_name
 from offramp.costs.timings import OTHER_LOAD, too_busy
 from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model

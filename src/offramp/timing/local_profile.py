@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.costs.hardware import OWN_LOOP, STEPS, load_local_profile, machine_facts, save_local_profile
+from offramp.costs.machine_registry import (
+    OWN_LOOP,
+    STEPS,
+    load_local_profile,
+    machine_facts,
+    save_local_profile,
+)
 from offramp.costs.probes import ProbeSizes
 from offramp.costs.timings import OTHER_LOAD, TimingsProfile, busy_machine, too_busy
 from offramp.decoding.engine.build import cache_keyword, engine_of

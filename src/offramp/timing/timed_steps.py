@@ -25,7 +25,7 @@ from offramp.decoding.engine.engine import DeviceClock, Engine, Meter, Moment
 from offramp.decoding.exit_readout.exit_facts import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues, Reader
 from offramp.decoding.generation.loop import Loop, Plan
-from offramp.decoding.generation.result import Transcript
+from offramp.decoding.generation.transcript import Transcript
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.mapped import StateMaps
 from offramp.decoding.strategies.next_token import Advance, Chooser

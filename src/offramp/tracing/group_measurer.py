@@ -29,9 +29,9 @@ from offramp.kit.numbers import shown_size
 from offramp.models.devices import device_name, free_bytes, to_host
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
-from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.recorders import PromptStates, make_recorders
 from offramp.tracing.request import Recording, TraceRequest
+from offramp.tracing.row_facts import BlockMeasurer
 from offramp.tracing.rows import (
     FactTable,
     NonFinite,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
+from offramp.costs.machine_registry import find_machine
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
 from offramp.heads.at_work import describe_base

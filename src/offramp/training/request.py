@@ -302,7 +302,7 @@ class GateTraining(FromHeads, Request):
         """Refuse an unknown machine."""
         super().check()
         if isinstance(self.hardware, str) and self.hardware != LOCAL:  # that of a model is looked up later
-            from offramp.costs.hardware import find_machine
+            from offramp.costs.machine_registry import find_machine
 
             find_machine(self.hardware)
 

@@ -12,8 +12,8 @@ import pytest
 from comparison_traces import easy_documents, synthetic_trace
 
 from combine_cases import combined_result
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
+from offramp.costs.machine_registry import find_machine
 from offramp.kit.code import code_of
 from offramp.kit.typed import to_json
 from offramp.policies.figures import FreeRunning

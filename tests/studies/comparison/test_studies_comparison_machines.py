@@ -9,8 +9,8 @@ import pytest
 from comparison_traces import floor
 from study_cases import MACHINE, StudyCase, league_entry, league_result
 
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
+from offramp.costs.machine_registry import find_machine
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.comparison.results import Comparison, FloorOn
 from offramp.studies.comparison.study_reading import StudyReader, read_study_folder

@@ -24,7 +24,7 @@ from study_cases import (
     league_entry,
 )
 
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.typed import finite_json

@@ -15,7 +15,8 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.loop import Loop, Plan, check_decodable
-from offramp.decoding.generation.result import BatchGeneration, Transcript
+from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.generation.transcript import Transcript
 from offramp.decoding.options import (
     LOCKSTEP,
     Auto,

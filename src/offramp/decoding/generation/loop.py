@@ -20,7 +20,8 @@ from offramp.decoding.engine.engine import DeviceClock, Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import ExitReader, Reader
 from offramp.decoding.generation.prompts import check_ids, prompt_entropy
-from offramp.decoding.generation.result import BatchGeneration, Generation, Transcript
+from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.generation.transcript import Transcript
 from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.decoding.strategies.mapped import Mapped
 from offramp.decoding.strategies.monotone import SkipDecode

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from offramp.defaults import BYTES
 from offramp.policies.short_names import short_name
+from offramp.report.answer_words import credit_sentence, credits_of, reference_line
 from offramp.report.drawing import Key, drawn, legend
 from offramp.report.formats import (
     estimate_text,
@@ -25,7 +26,6 @@ from offramp.report.html import fragment, text
 from offramp.report.plots import Bar, PlotRow, Point, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated, folded
-from offramp.report.words import credit_sentence, credits_of, reference_line
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.verdict import from_main

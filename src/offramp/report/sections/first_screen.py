@@ -15,6 +15,7 @@ from offramp.defaults import MAIN_FLOOR, WORTH
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name
+from offramp.report.answer_words import caveats, grounds_of, how_words, reference_line, short_answer
 from offramp.report.curves import rounded
 from offramp.report.drawing import nice_range
 from offramp.report.findings import main_verdict, run_decision
@@ -37,7 +38,6 @@ from offramp.report.run_findings import next_step
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.report.timing import Way, best_without_exits, kept_text, ways_by_text, with_interval
-from offramp.report.words import caveats, grounds_of, how_words, reference_line, short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.verdict import Verdict, from_main

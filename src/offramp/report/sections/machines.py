@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from offramp.costs.probes import PROBES
 from offramp.defaults import LOCAL
+from offramp.report.answer_words import answers_at_main_floor, machine_name, machines_sentence
 from offramp.report.drawing import drawn
 from offramp.report.formats import (
     counted,
@@ -24,7 +25,6 @@ from offramp.report.html import Kind, fragment, pill, small, styled, text
 from offramp.report.plots import Bar, PlotRow, RowPlot, Track
 from offramp.report.run_result import ClassifierQuality, HeadsSummary, PriceList, RunResult, WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated
-from offramp.report.words import answers_at_main_floor, machine_name, machines_sentence
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer
 

@@ -9,6 +9,7 @@ from functools import partial
 from markupsafe import Markup
 
 from offramp.heads.described import RAW
+from offramp.report.answer_words import transform_cost
 from offramp.report.drawing import drawn
 from offramp.report.findings import main_verdict
 from offramp.report.formats import (
@@ -26,7 +27,6 @@ from offramp.report.html import fragment
 from offramp.report.plots import PlotRow, Point, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table
-from offramp.report.words import transform_cost
 from offramp.scoring.card import PUBLISHED_EAS, STUDY, PairedReadings, ScoreCard
 from offramp.scoring.estimate import Estimate
 

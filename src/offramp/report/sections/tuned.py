@@ -10,6 +10,7 @@ from markupsafe import Markup
 from offramp.defaults import BYTES
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
+from offramp.report.answer_words import machine_name
 from offramp.report.formats import (
     counted,
     decimal,
@@ -25,7 +26,6 @@ from offramp.report.formats import (
 from offramp.report.html import fragment
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table
-from offramp.report.words import machine_name
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import REFERENCE, Floor
 from offramp.tuning.tuned import FrontPoint, Tuned

@@ -23,9 +23,9 @@ from offramp.studies.comparison.results import (
     Row,
     StrategyResult,
 )
-from offramp.studies.entries import StudySettings
 from offramp.studies.folder import Condition, StudyFolder
 from offramp.studies.study import StudyPlan
+from offramp.studies.study_tables import StudySettings
 from offramp.studies.task import TRACE, StudyCell, Task
 from offramp.studies.work.decode import DecodedChoice, DecodedPolicies, DecodingResult, NothingDecoded
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training

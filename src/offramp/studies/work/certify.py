@@ -17,8 +17,8 @@ from offramp.studies.work.work import Needed, WorkContext
 
 if TYPE_CHECKING:
     from offramp.costs.machine import Machine
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
     from offramp.tracing.trace import Trace
     from offramp.tuning.tuned import Tuned
 

@@ -10,8 +10,8 @@ from offramp.studies.work.work import WorkContext
 from offramp.timing.results import CombineResult
 
 if TYPE_CHECKING:
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
 
 
 @dataclass(frozen=True)

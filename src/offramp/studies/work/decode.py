@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from offramp.decoding.openings import Prompts
     from offramp.models.model import Model
     from offramp.policies.replay import ReplayResult
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
     from offramp.timing.bench import Measurement
     from offramp.tracing.trace import Trace
 

@@ -13,8 +13,8 @@ from offramp.studies.work.work import Result, WorkContext, require_same
 from offramp.workloads.workload import Workload
 
 if TYPE_CHECKING:
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
     from offramp.training.record import GateRecord, TrainingRecord
 
 TRAINING = "training.json"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.costs.hardware import find_machine, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
+from offramp.costs.machine_registry import find_machine, machine_facts
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.defaults import BYTES, SEED
 from offramp.models.devices import CPU
@@ -24,8 +24,8 @@ from offramp.workloads.workload import Workload
 if TYPE_CHECKING:
     from offramp.heads.exit_heads import ExitHeads
     from offramp.models.model import Model
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
 
 HEADS = "heads.safetensors"
 EXITS = "exits"

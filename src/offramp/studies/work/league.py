@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
+from offramp.costs.machine_registry import find_machine
 from offramp.defaults import BYTES, FLOORS, MAIN_FLOOR, SEED, WORTH
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.work import WorkContext
@@ -19,8 +19,8 @@ from offramp.tuning.replayed_verdicts import Halves
 from offramp.tuning.verdict import Verdict, from_main
 
 if TYPE_CHECKING:
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
 
 SECONDS_PER_FACT = 5e-5
 OTHER_MACHINES = ("h100", "l4")

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from offramp.costs.hardware import RECIPE, load_local_profile
+from offramp.costs.machine_registry import RECIPE, load_local_profile
 from offramp.errors import InputError
 from offramp.models.devices import CPU
 from offramp.studies.work.inputs import PROFILE, PROFILE_FILE, TimedWork
@@ -15,8 +15,8 @@ from offramp.studies.work.work import WorkContext
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
     from offramp.models.model import Model
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
 
 
 NOTE = "note"

@@ -11,8 +11,8 @@ from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.work import WorkContext
 
 if TYPE_CHECKING:
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
 
 SECONDS_PER_FACT = 4e-6
 

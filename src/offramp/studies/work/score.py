@@ -15,8 +15,8 @@ from offramp.studies.work.trace import read_text_sizes
 from offramp.studies.work.work import Needed, WorkContext
 
 if TYPE_CHECKING:
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
 
 SECONDS_PER_FACT = 5e-5
 

@@ -23,8 +23,8 @@ from offramp.tracing.trace import Trace
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
 
 
 Decode = Callable[[int], str]

@@ -18,8 +18,8 @@ from offramp.studies.work.work import WorkContext
 from offramp.training.request import Effort
 
 if TYPE_CHECKING:
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
     from offramp.training.train import TrainedExits
 
 Trained = TypeVar("Trained")

@@ -14,8 +14,8 @@ from offramp.tuning.verdict import Verdict
 
 if TYPE_CHECKING:
     from offramp.costs.machine import Machine
-    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
     from offramp.tracing.trace import Trace
 
 SECONDS_PER_FACT = 6e-5

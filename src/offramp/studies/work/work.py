@@ -40,7 +40,7 @@ from offramp.tracing.request import library_versions
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
-    from offramp.studies.fitness import Sizes
+    from offramp.studies.task_costs import Sizes
 
 
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from offramp.commands import LAB_MOVED
-from offramp.costs.hardware import find_machine
+from offramp.costs.machine_registry import find_machine
 from offramp.defaults import BYTES, LOCAL
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import settled
@@ -21,7 +21,8 @@ from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import TRANSFORMS, Transform, parse_transform, parse_transforms
 from offramp.policies.grammar import parse_policy
 from offramp.policies.names import StrategyName
-from offramp.studies.entries import (
+from offramp.studies.study import WHAT, Study, placed, resolved
+from offramp.studies.study_tables import (
     AUTO,
     FILE_SOURCES,
     LEAGUE,
@@ -34,7 +35,6 @@ from offramp.studies.entries import (
     TrainingEntry,
     TransformEntry,
 )
-from offramp.studies.study import WHAT, Study, placed, resolved
 from offramp.studies.task import AXES
 from offramp.studies.work.inputs import measured_on
 from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of, works
@@ -544,7 +544,7 @@ def read_study(path: str | Path) -> Study:
     """The study that a TOML file describes.
 
     Raises InputError, with the line and the key, for a file that cannot be read, is no TOML, has an unknown
-    axis or key, or a value that does not fit; and what `offramp.studies.study_file.check_study` refuses.
+    axis or key, or a value that does not fit; and what `offramp.studies.study_checks.check_study` refuses.
     """
     values, source = read_toml(Path(path), WHAT)
     if "lab" in values:

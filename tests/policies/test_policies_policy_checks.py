@@ -105,4 +105,4 @@ def test_an_oracle_of_others_takes_exits_of_the_trace(
     monkeypatch.setattr(Looks, "found", found)
     with pytest.raises(PolicyError, match=what) as refused:
         replay_decisions(Looks("saturation"), make_trace())
-    assert refused.value.where.endswith("test_policies_held.Looks")
+    assert refused.value.where.endswith("test_policies_policy_checks.Looks")

@@ -17,8 +17,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from offramp.costs import hardware
-from offramp.costs.hardware import (
+from offramp.costs import machine_registry
+from offramp.costs.machine import Roofline
+from offramp.costs.machine_registry import (
     OWN_LOOP,
     RECIPE,
     STEPS,
@@ -32,7 +33,6 @@ from offramp.costs.hardware import (
     save_local_profile,
     threads_in_use,
 )
-from offramp.costs.machine import Roofline
 from offramp.costs.probes import PROBES
 from offramp.costs.profile_file import UNITS, read_profile, required_keys
 from offramp.costs.timings import OTHER_LOAD, TimingsProfile
@@ -206,13 +206,13 @@ def test_plug_ins_are_found_and_checked(monkeypatch: pytest.MonkeyPatch) -> None
 
     class Point:
         def __init__(self, name: str) -> None:
-            self.name, self.value, self.group = name, f"package:{name}", hardware.ENTRY_POINTS
+            self.name, self.value, self.group = name, f"package:{name}", machine_registry.ENTRY_POINTS
 
         def load(self) -> Any:
             return loaded[self.name]
 
     points = {name: Point(name) for name in loaded}
-    points["broken"] = EntryPoint("broken", "no_such_package:machine", hardware.ENTRY_POINTS)  # type: ignore[assignment]
+    points["broken"] = EntryPoint("broken", "no_such_package:machine", machine_registry.ENTRY_POINTS)  # type: ignore[assignment]
     monkeypatch.setattr("offramp.plug_ins.entry_points", lambda group: list(points.values()))
     assert find_machine("card") is card
     assert "card" in machine_names()
@@ -378,13 +378,15 @@ def test_each_thread_count_has_its_own_profile() -> None:
     save_local_profile(profile(threads=2))
     assert load_local_profile(FINGERPRINT, "float32", threads=1).head_seconds == [9.0]
     assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [1.0]
-    with mock.patch.object(hardware, "threads_in_use", return_value=None):
+    with mock.patch.object(machine_registry, "threads_in_use", return_value=None):
         assert load_local_profile(FINGERPRINT, "float32").head_seconds == [9.0]  # the last one measured
 
 
 def test_each_device_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "find_device", lambda device: f"{device}:0")
-    monkeypatch.setattr(hardware, "device_name", lambda device: {"cuda:0": "card", "xpu:0": "other"}[device])
+    monkeypatch.setattr(machine_registry, "find_device", lambda device: f"{device}:0")
+    monkeypatch.setattr(
+        machine_registry, "device_name", lambda device: {"cuda:0": "card", "xpu:0": "other"}[device]
+    )
     save_local_profile(profile())
     save_local_profile(profile(head=5.0, **machine_facts(2, "cuda")))
     assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [1.0]
@@ -395,7 +397,7 @@ def test_each_device_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_each_attention_that_was_asked_for_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "threads_in_use", lambda: 2)
+    monkeypatch.setattr(machine_registry, "threads_in_use", lambda: 2)
 
     def timed(head: float, attention: str) -> TimingsProfile:
         made = profile(head=head, at="2026-01-02")
@@ -472,7 +474,7 @@ def test_threads_are_torchs_or_the_environments(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_store_needs_no_torch() -> None:
-    program = "import sys, offramp.costs.hardware as s; s.list_local_profiles(); s.machine_facts(1); "
+    program = "import sys, offramp.costs.machine_registry as s; s.list_local_profiles(); s.machine_facts(1); "
     program += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 

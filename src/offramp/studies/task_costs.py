@@ -20,10 +20,10 @@ from offramp.models.transforms.transform import Transform, why_unfit
 from offramp.policies.decisions import require_neighbours
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.studies.entries import HeadsEntry, PolicyEntry, TrainingEntry, TransformEntry, exit_list
 from offramp.studies.named_inputs import Found, FoundModel, FoundWorkload
 from offramp.studies.study import Study, placed
-from offramp.studies.study_file import layers_left
+from offramp.studies.study_checks import layers_left
+from offramp.studies.study_tables import HeadsEntry, PolicyEntry, TrainingEntry, TransformEntry, exit_list
 from offramp.studies.task import TaskCost
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.request import DEFAULT_CONTEXT, Recording, parse_exits, parse_signals
