@@ -15,7 +15,7 @@ from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
-from offramp.timing import answers, decoder
+from offramp.timing import decoder, stopping
 from offramp.timing.bench import Measurement, run, settle
 from offramp.timing.contenders import GENERATE, WITHOUT_PEERS, Extent
 from offramp.timing.decoder import DecodedBatch, Decoder, Running, Setting
@@ -41,7 +41,7 @@ class Clock:
         self.now = 0.0
         self.log: list[tuple[str, int]] = []
         fake = SimpleNamespace(perf_counter=lambda: self.now, monotonic=lambda: self.now)
-        for module in (answers, decoder):
+        for module in (stopping, decoder):
             monkeypatch.setattr(module, "time", fake)
 
 

@@ -38,6 +38,6 @@ def searched_once() -> Iterator[None]:
         found[key] = list(pool.found)
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in ("job", "judging"):
+        for module in ("job", "replayed_verdicts"):
             patched.setattr(f"offramp.tuning.{module}.search_pool", remembered)
         yield
