@@ -24,7 +24,7 @@ from offramp.timing.accelerations import (
     name_of,
     read_accelerations,
 )
-from offramp.timing.combine import combine, interaction_of, kept_layers
+from offramp.timing.combine import CutHead, combine, interaction_of, kept_layers
 from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
 from offramp.timing.ratios import product_of
 from offramp.timing.results import (
@@ -90,9 +90,14 @@ def test_alternatives_are_named_apart_and_said_to_exclude_each_other() -> None:
     assert second.startswith("exits and speculate are not combined with each other")
     assert excluded_of(read_accelerations(["prune:drop=2", "exits", "shortlist"])) == ()
     drafting = ["prompt_lookup", "shortlist", "speculate"]
-    assert names(drafting) == ["plain", "shortlist", "prompt_lookup", "speculate"]
-    (one, *_) = excluded_of(read_accelerations(drafting))
-    assert one.startswith("shortlist is not combined with prompt_lookup or speculate")
+    assert names(drafting)[1:] == ["shortlist", "prompt_lookup", "speculate", "shortlist + prompt_lookup"]
+    (first, *_) = excluded_of(read_accelerations(drafting))
+    assert first.startswith("speculate is not combined with shortlist")
+    native = ["llama.cpp", "shortlist", "int8", "exits"]
+    assert [name for name in names(native) if "llama.cpp" in name] == ["llama.cpp"]
+    (first, second) = excluded_of(read_accelerations(native))
+    assert first.startswith("llama.cpp and exits are not combined with each other")
+    assert second.startswith("llama.cpp is not combined with shortlist or int8")
 
 
 def found_of(result: CombineResult, *parts: str) -> Combination:
@@ -145,6 +150,40 @@ def test_a_short_list_that_heads_bring(uncollected: None) -> None:
     whole = offramp.generate(model, [PROMPTS[0]], max_new_tokens=7, eos_token_id=None)[0].tokens
     kept = np.mean([token % 2 == 0 for token in whole])
     assert quality_of(found, "shortlist").forced_agreement.value == pytest.approx(kept)
+
+
+def test_prompt_lookup_through_a_cut_head_gives_the_tokens_of_the_cut_head(uncollected: None) -> None:
+    model = tiny_llama()
+    head = model.hf.get_output_embeddings()
+    listed = tuple(range(0, model.shape.vocabulary_size, 3))
+    heads = random_heads(model, (3,), lens=False, facts=(), shortlist=listed)
+    found = combine(
+        model,
+        ["shortlist", "prompt_lookup"],
+        decoding(7, None),
+        prompts=PROMPTS,
+        heads=[heads],
+        limits=TimeLimits(rounds=2),
+    )
+    cut, whole = found_of(found, "shortlist"), found_of(found, "prompt_lookup")
+    both = found_of(found, "shortlist", "prompt_lookup")
+    assert both.quality == cut.quality
+    assert both.quality != whole.quality
+    assert both.contender.left_out is None
+    assert {part.part for part in both.on_top} == {"shortlist", "prompt_lookup"}
+    assert model.hf.get_output_embeddings() is head
+
+
+def test_a_cut_head_computes_the_logits_of_its_tokens_alone() -> None:
+    import torch
+    from torch import nn
+
+    whole, tokens = nn.Linear(5, 11, bias=True), torch.tensor([7, 2, 10])
+    rows = torch.randn(2, 3, 5)
+    logits, expected = CutHead(whole, tokens)(rows), whole(rows)
+    assert torch.allclose(logits[..., tokens], expected[..., tokens])
+    others = [token for token in range(11) if token not in tokens.tolist()]
+    assert (logits[..., others] == torch.finfo(torch.float32).min).all()
 
 
 def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:

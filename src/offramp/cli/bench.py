@@ -60,7 +60,7 @@ class Bench(Leaving, Request):
     """static:exit=20, threshold:signal=... or a policy.json. Not needed to --combine others."""
     combine: tuple[str, ...] = ()
     """Time accelerations alone and together; give it for each: int8, int4, prune:..., exits (of --policy),
-    speculate, shortlist, prompt_lookup."""
+    speculate, shortlist, prompt_lookup, llama.cpp (of a .gguf file)."""
     floor: Annotated[Proportion | None, only_with("combine")] = None
     """With --combine: share of the full model's tokens that what is advised must choose. {MAIN_FLOOR:g} by
     default."""

@@ -98,6 +98,8 @@ class ModelFiles:
     name: str
     folder: Path
     identity: ModelIdentity
+    packed: Path | None = None
+    """The .gguf file that the folder was made from, None for others."""
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
@@ -361,7 +363,7 @@ def _gguf_source(
     check_checkpoint(folder, trust_remote_code=trust_remote_code)
     stated = read_json(folder / "source.json")["licence"]
     identity = identify_folder(folder, source=source, weights=sha256, licence=licence or stated)
-    return ModelFiles(name, folder, identity)
+    return ModelFiles(name, folder, identity, packed=path)
 
 
 OBJECT = "object:"

@@ -16,10 +16,12 @@ from offramp.timing.results import PLAIN_NAME
 EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"
 SHORT_LIST = "shortlist"
 SHORT_LIST_WITH_EXITS = f"{SHORT_LIST} + {EXITS}"
-DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP)
+LLAMA_CPP = "llama.cpp"
+SHORT_LIST_WITH_LOOKUP = f"{SHORT_LIST} + {PROMPT_LOOKUP}"
+DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP, LLAMA_CPP)
 DECODER_GROUP, HEAD_GROUP, ROUNDING_GROUP = "decoder", "output head", "quantisation"
-NEED_THE_HEAD = (SPECULATE, PROMPT_LOOKUP)
-"""Ways to decode that verify drafts with the whole output head, and so cannot be combined with a cut one."""
+WITHOUT_EXITS = (SHORT_LIST, PROMPT_LOOKUP, LLAMA_CPP)
+"""Ways to decode that run every layer for every token."""
 FIRST = ("prune",)
 """Transforms that are applied before others: what importance says of layers, it says of exact ones."""
 
@@ -95,7 +97,7 @@ def combinations_of(accelerations: Sequence[Acceleration]) -> list[Parts]:
         groups.setdefault(way.group, []).append(way)
     chosen = itertools.product(*([None, *members] for members in groups.values()))
     sets = [tuple(way for way in ways if way is not None) for ways in chosen]
-    sets = [parts for parts in sets if not _cuts_a_head_that_is_needed(parts)]
+    sets = [parts for parts in sets if not _clash(parts)]
     return sorted(sets, key=lambda parts: (len(parts), [ordered.index(part) for part in parts]))
 
 
@@ -115,9 +117,10 @@ def decoder_of(parts: Parts) -> str | None:
     return " + ".join(part.text for part in parts if part.transform is None) or None
 
 
-def _cuts_a_head_that_is_needed(parts: Parts) -> bool:
+def _clash(parts: Parts) -> bool:
+    """Whether parts of different groups exclude each other."""
     texts = {part.text for part in parts}
-    return SHORT_LIST in texts and not texts.isdisjoint(NEED_THE_HEAD)
+    return {SHORT_LIST, SPECULATE} <= texts or (LLAMA_CPP in texts and len(texts) > 1)
 
 
 def name_of(parts: Sequence[Acceleration]) -> str:
@@ -130,15 +133,18 @@ def excluded_of(accelerations: Sequence[Acceleration]) -> tuple[str, ...]:
     groups: dict[str, list[str]] = {}
     for way in accelerations:
         groups.setdefault(way.group, []).append(way.name)
-    texts = [way.text for way in accelerations]
-    needing = [text for text in texts if text in NEED_THE_HEAD]
     apart = [
         f"{', '.join(names[:-1])} and {names[-1]} are not combined with each other: "
         + WHY_EXCLUDED.get(group, SAME_TRANSFORM)
         for group, names in groups.items()
         if len(names) > 1
     ]
-    if needing and SHORT_LIST in texts:
-        drafted = "drafts are verified with the whole output head"
-        apart.insert(0, f"{SHORT_LIST} is not combined with {' or '.join(needing)}: {drafted}")
+    names_of = {way.text: way.name for way in accelerations}
+    if {SHORT_LIST, SPECULATE} <= names_of.keys():
+        drafted = "its drafts are verified with the whole output head"
+        apart.insert(0, f"{SPECULATE} is not combined with {SHORT_LIST}: {drafted}")
+    others = [way.name for way in accelerations if way.group != DECODER_GROUP]
+    if LLAMA_CPP in names_of and others:
+        own = "it decodes the model's .gguf file as it is"
+        apart.append(f"{LLAMA_CPP} is not combined with {' or '.join(others)}: {own}")
     return tuple(apart)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from offramp.commands import command_for
 from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
+from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.judging import (
     Judgements,
     full_models_choices,
@@ -21,6 +25,7 @@ from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.defaults import DRAWS, MAIN_FLOOR, SEED, SHORTLIST
 from offramp.errors import InputError, ModelError, PolicyError
 from offramp.files import sha256_of_text
+from offramp.heads.at_work import restricted_tokens
 from offramp.heads.exit_heads import ExitHeads
 from offramp.kit.arguments import checked
 from offramp.kit.numbers import Proportion
@@ -37,9 +42,11 @@ from offramp.policies.rules.short_list import with_short_head
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.timing.accelerations import (
     EXITS,
+    LLAMA_CPP,
     PROMPT_LOOKUP,
     SHORT_LIST,
     SHORT_LIST_WITH_EXITS,
+    SHORT_LIST_WITH_LOOKUP,
     SPECULATE,
     Acceleration,
     Parts,
@@ -60,7 +67,17 @@ from offramp.timing.contenders import (
     seconds_in_trial,
     why,
 )
-from offramp.timing.decoder import Candidates, Decoder, Setting, left_out, own_config, parted, plain_config
+from offramp.timing.decoder import (
+    Candidates,
+    DecodedBatch,
+    Decoder,
+    Setting,
+    left_out,
+    own_config,
+    parted,
+    plain_config,
+)
+from offramp.timing.native_runtime import NativeRuntime
 from offramp.timing.ratios import product_of, ratio_over
 from offramp.timing.results import (
     LOOKUP,
@@ -376,7 +393,9 @@ class CombinedContender:
     setting: Setting
     contender: Decoder | Contender
     cell: DecodingOptions | None = None
-    """How our loop decodes it, None if another one does."""
+    """How our loop decodes it, or would, None if that is not possible."""
+    forced: Chosen | None = None
+    """None where the model of the setting says that."""
 
     @property
     def name(self) -> str:
@@ -401,7 +420,11 @@ def candidate_of(parts: Parts, variant: ModelVariant) -> CombinedContender:
         return CombinedContender(parts, setting, left_out(name, ROLE, variant.refused))
     try:
         cell = CELLS[way](setting) if way in CELLS else None
-        if cell is not None:
+        if way == LLAMA_CPP:
+            return _native(parts, setting)
+        if way == SHORT_LIST_WITH_LOOKUP:
+            found = _prompt_lookup(setting, cut=True)
+        elif cell is not None:
             found = _decoding(setting, cell)
         else:
             found = _prompt_lookup(setting) if way == PROMPT_LOOKUP else _fastest_plain(setting)
@@ -452,9 +475,69 @@ def _decoding(setting: Setting, cell: DecodingOptions) -> Decoder | Contender:
     return replace(found, note=f"its tokens are the {tokens}")
 
 
-def _prompt_lookup(setting: Setting) -> Decoder | Contender:
-    (found,) = CONTENDERS[LOOKUP].make(setting)
-    return found if isinstance(found, Contender) else replace(found, output_must_match=setting.exact)
+def _prompt_lookup(setting: Setting, *, cut: bool = False) -> Decoder | Contender:
+    """Prompt lookup, its drafts verified with the whole output head, or with that cut to the short list."""
+    if not cut:
+        (found,) = CONTENDERS[LOOKUP].make(setting)
+        return found if isinstance(found, Contender) else replace(found, output_must_match=setting.exact)
+    hf = setting.model.hf
+    listed = restricted_tokens(setting.main.heads, setting.model.shape.vocabulary_size)
+    head = CutHead(hf.get_output_embeddings(), listed)
+    with reading_through(hf, head):
+        (found,) = CONTENDERS[LOOKUP].make(setting)
+    if isinstance(found, Contender):
+        return found
+    whole = found.whole
+    assert whole is not None  # it decodes at a stretch
+
+    def decode(prompts: PromptBatch, new_tokens: int) -> DecodedBatch:
+        with reading_through(hf, head):
+            return whole(prompts, new_tokens)
+
+    return replace(found, whole=decode)
+
+
+@contextmanager
+def reading_through(hf: Any, head: nn.Module) -> Iterator[None]:
+    """Meanwhile a transformers model has another output head."""
+    whole = hf.get_output_embeddings()
+    hf.set_output_embeddings(head)
+    try:
+        yield
+    finally:
+        hf.set_output_embeddings(whole)
+
+
+class CutHead(nn.Module):
+    """An output head that computes the logits of some tokens alone: [..., hidden] -> [..., vocabulary].
+
+    The logits of all others are the lowest number of their type.
+    """
+
+    def __init__(self, head: nn.Linear, tokens: Tensor) -> None:
+        """tokens: int64 [listed]."""
+        super().__init__()
+        self.tokens, self.vocabulary_size = tokens.to(head.weight.device), len(head.weight)
+        self.weight = nn.Parameter(head.weight[self.tokens].contiguous(), requires_grad=False)
+        self.bias = None if head.bias is None else nn.Parameter(head.bias[self.tokens], requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The logits."""
+        listed = nn.functional.linear(hidden, self.weight, self.bias)
+        lowest = torch.finfo(listed.dtype).min
+        logits = listed.new_full((*listed.shape[:-1], self.vocabulary_size), lowest)
+        return logits.index_copy_(-1, self.tokens, listed)
+
+
+def _native(parts: Parts, setting: Setting) -> CombinedContender:
+    """llama.cpp with the file that the model was made from, or why it cannot take part."""
+    name = name_of(parts)
+    try:
+        runtime = NativeRuntime.of(setting)
+    except InputError as error:
+        return CombinedContender(parts, setting, left_out(name, ROLE, f"{error.what} ({error.fix})"))
+    decoder = Decoder(name, ROLE, whole=runtime.decode, on=setting)
+    return CombinedContender(parts, setting, decoder, forced=runtime.forced_agreement)
 
 
 def _cut(cell: DecodingOptions) -> DecodingOptions:
@@ -466,6 +549,7 @@ CELLS: dict[str | None, Callable[[Setting], DecodingOptions]] = {
     SPECULATE: lambda setting: replace(setting.main, kv=SPECULATE),
     SHORT_LIST: lambda setting: _cut(setting.main.full_model),
     SHORT_LIST_WITH_EXITS: lambda setting: _cut(setting.main),
+    SHORT_LIST_WITH_LOOKUP: lambda setting: _cut(setting.main.full_model),
 }
 """Policy and strategy by the way to decode, where that is our loop."""
 
@@ -574,14 +658,21 @@ def qualities_of(
         model, cell = candidate.setting.model, candidate.cell
         if cell is not None and STRATEGIES[cell.kv].lossless:
             cell = None
-        key = candidate.key, None if cell is None else cell.name
+        key = candidate.key, candidate.name if candidate.forced else None if cell is None else cell.name
         if key not in forced:
-            forced[key] = [
-                _at_full_depth(model, *pair) if cell is None else _as_decoded(model, cell, *pair)
-                for pair in zip(prompts, answers, strict=True)
-            ]
+            chosen = candidate.forced or _choosing(model, cell)
+            forced[key] = [chosen(*pair) for pair in zip(prompts, answers, strict=True)]
         found[candidate.name] = quality(candidate.name, forced[key])
     return found
+
+
+Chosen = Callable[[Sequence[int], Sequence[int]], float]
+"""Of a prompt and an answer: the share of its tokens that a decoder chooses too, given those before."""
+
+
+def _choosing(model: Model, cell: DecodingOptions | None) -> Chosen:
+    """That of a model in our loop, or with all layers where no policy decides."""
+    return partial(_at_full_depth, model) if cell is None else partial(_as_decoded, model, cell)
 
 
 def _at_full_depth(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> float:

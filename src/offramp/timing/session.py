@@ -414,8 +414,9 @@ class Session:
         """Layers of a fed new token, from rows times layers of a trial (ran), the prompt's run taken away.
 
         The last new token is never fed. An assistant's own run over the prompt counts as work on new tokens.
+        None where nothing says, and of what decodes elsewhere: the model's layers ran for nothing of it.
         """
-        if ran is None:
+        if not ran:
             return None
         prompt = self.setting.prompts[0].ids
         fed = len(prompt) * (len(decoded.tokens[0]) - 1)
