@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from quantised_cases import config_by_hand
 from strategy_cases import llama, tiny_model
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ from offramp.decoding.engine.products import few_rows_are_faster, wide_linears
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.strategies.speculate import AdaptiveLength, draft_length_of
 from offramp.models.model import Model
+from offramp.models.transforms.quantise import Int8
 
 HIDDEN, LAYERS = 512, 3
 
@@ -131,6 +135,19 @@ def test_only_plain_products_that_are_worth_it() -> None:
     assert wide_linears([compiled]) == ()
     assert wide_linears([torch.compile(nn.Sequential(nn.Linear(600, 600)))]) == ()
     assert not few_rows_are_faster([nn.Linear(8, 8)])
+
+
+def test_quantised_weights_keep_their_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say that they are float32, and have no product with themselves on the left."""
+    torchao = pytest.importorskip("torchao.quantization")
+    quantised = nn.Sequential(nn.Linear(600, 600), nn.Linear(600, 600, bias=False)).requires_grad_(False)
+    torchao.quantize_(quantised, config_by_hand(Int8()))
+    assert quantised[0].weight.dtype == torch.float32
+    assert wide_linears([quantised]) == ()
+    assert not few_rows_are_faster([quantised])
+    monkeypatch.setattr(products, "SMALLEST", 1)
+    head = SimpleNamespace(readout_kind="fast", head_weight=quantised[0].weight, head_bias=None)
+    assert not products.transposed_is_faster(cast(Any, head))
 
 
 @pytest.mark.parametrize(("own", "other", "faster"), [(1.3, 1.0, True), (1.2, 1.0, False)])

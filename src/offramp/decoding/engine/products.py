@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.models.stack import ExitStack
+from offramp.models.tensors import is_wrapped
 
 MOST_ROWS = 8
 """Rows up to which the transposed product was faster; a prompt has more."""
@@ -61,7 +62,7 @@ def transposed_is_faster(stack: ExitStack) -> bool:
     weight = stack.head_weight
     if stack.readout_kind != "fast" or weight is None or weight.numel() < SMALLEST:
         return False
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+    if not _is_plain(weight):
         return False
     row = torch.linspace(-1.0, 1.0, weight.shape[1], device=weight.device)[None]
     with torch.no_grad():
@@ -96,10 +97,15 @@ def wide_linears(layers: Sequence[nn.Module]) -> tuple[nn.Linear, ...]:
         for module in layer.modules()
         if type(module) is nn.Linear
         and module.weight.numel() >= SMALLEST_OF_LAYER
-        and module.weight.dtype == torch.float32
-        and module.weight.device.type == "cpu"
+        and _is_plain(module.weight)
         and not _has_own(module)
     )
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether it is a matrix of float32 numbers on a processor. Quantised weights say they were float32, too,
+    and have products of their own."""
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and not is_wrapped(weight)
 
 
 def _is_compiled(module: nn.Module) -> bool:
