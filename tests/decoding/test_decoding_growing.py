@@ -19,9 +19,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from offramp.decoding.engine import cache as caching
 from offramp.decoding.engine import sequences
 from offramp.decoding.engine.cache import GrowingLayer, crop, grow_in_place, restore, snapshot
-from offramp.decoding.generation.loop import STRATEGIES
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.strategies.registry import STRATEGIES
 
 # Beyond the room that is made first, so that buffers grow on the way.
 ROOM, NEW = 8, 20

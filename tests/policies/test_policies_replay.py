@@ -22,7 +22,7 @@ from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import make_floor
-from offramp.tuning.held_out import DRAWS, measure
+from offramp.tuning.held_out import TUNED_DRAWS, measure
 from offramp.tuning.pricing import pricing_of
 from policy_traces import UNTIMED, make_trace, timed
 
@@ -301,7 +301,7 @@ def test_the_figures_are_the_replays_own(trace: Trace, policy: str, options: dic
 def test_the_intervals_are_those_of_the_tuners_measuring(trace: Trace, machine: str | None) -> None:
     """Two ways to the same draws: documents' whole costs here, costs of single tokens there."""
     profile = None if machine is None else find_machine(machine)
-    found = replay_intervals(trace, THRESHOLD, machine=profile, seed=5, draws=DRAWS)
+    found = replay_intervals(trace, THRESHOLD, machine=profile, seed=5, draws=TUNED_DRAWS)
     held = measure(
         trace, parse_policy(THRESHOLD), pricing_of(trace, profile), make_floor({"agreement": 0.9}), seed=5
     )

@@ -13,8 +13,8 @@ import torch
 from bench_cases import family_model, measure, settled
 from generation_cases import state_of, tiny_llama
 
-from offramp.decoding.generation.loop import STRATEGIES
 from offramp.decoding.judging import judge
+from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, ModelError, OfframpError, PolicyError
 from offramp.scoring.estimate import Estimate
 from offramp.timing import contenders, decoder

@@ -11,9 +11,9 @@ import torch
 from bench_cases import family_model
 from generation_cases import POLICY, generate_batch, tiny_llama
 
-from offramp.decoding.generation.loop import STRATEGIES
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
 from offramp.timing.decoder import (

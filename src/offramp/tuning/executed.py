@@ -32,7 +32,7 @@ from offramp.tuning.fixed_sequence import (
     chosen_trial,
 )
 from offramp.tuning.floor import REFERENCE, Floor, FloorKind
-from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
+from offramp.tuning.held_out import TUNED_DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import TuningJob
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.proposals import FORETOLD, TARGETS, PricesOf, Proposals, Proposed
@@ -337,7 +337,7 @@ def _executed_agreement(
 
 def _kept(job: TuningJob, losses: Losses) -> Estimate:
     """The mean of what each document keeps: losses float64 [documents]."""
-    bootstrap = document_bootstrap(len(losses), draws=DRAWS, seed=job.seed)
+    bootstrap = document_bootstrap(len(losses), draws=TUNED_DRAWS, seed=job.seed)
     return bootstrap.estimate(bootstrap.means(1.0 - losses, np.ones(len(losses))))
 
 
@@ -439,7 +439,7 @@ def _held(job: TuningJob, executor: Executor, prices: PricesOf, chosen: Proposal
     ]
     cost, free, plain, layers = np.array(sums, dtype=np.float64).T
     rows = document_rows(again.trace)
-    bootstrap = document_bootstrap(rows.count, draws=DRAWS, seed=job.seed)
+    bootstrap = document_bootstrap(rows.count, draws=TUNED_DRAWS, seed=job.seed)
 
     def mean(sums: NDArray[np.float64]) -> Estimate:
         return bootstrap.estimate(bootstrap.means(sums, rows.tokens))

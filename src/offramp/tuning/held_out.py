@@ -22,7 +22,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, document_losses, risk_to_quality, token_losses
 from offramp.tuning.pricing import Pricing
 
-DRAWS = 2000
+TUNED_DRAWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class HeldOut(PolicyFigures):
 @lru_cache(maxsize=4)
 def _drawn(documents: int, seed: int) -> DocumentBootstrap:
     """The same draws for every policy that is measured on so many documents."""
-    return document_bootstrap(documents, draws=DRAWS, seed=seed)
+    return document_bootstrap(documents, draws=TUNED_DRAWS, seed=seed)
 
 
 def measure(
@@ -148,7 +148,7 @@ def measure_in_lockstep(
     """
     run, charge = units.run, Charge.of(units.run, kv)
     trace, exits = run.trace, run.decisions.exits
-    bootstrap = units.bootstrap(DRAWS, seed)
+    bootstrap = units.bootstrap(TUNED_DRAWS, seed)
     tokens = units.sums(np.ones(len(exits)))
     taken = np.arange(trace.token_count), np.searchsorted(trace.exits, exits)
     reference = trace.reference_agreement

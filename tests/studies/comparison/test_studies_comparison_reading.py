@@ -14,12 +14,8 @@ from study_cases import StudyCase
 from comparison_examples import example_comparison, more_models
 from offramp.errors import InputError
 from offramp.studies.comparison import reading
-from offramp.studies.comparison.reading import (
-    citation,
-    comparison_key,
-    escaped,
-    read_comparison,
-)
+from offramp.studies.comparison.citation import citation, comparison_key, escaped
+from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.comparison.results import Comparison, Row
 
 

@@ -93,7 +93,7 @@ def generate(
     that the first new token leaves at exit L.
     policy: a policy, its text, the path of a policy.json, a tuned policy, or None for the full model; task:
     the workload class, for policies that hold one per class.
-    kv: what becomes of skipped layers' K and V (`offramp.decoding.generation.loop.STRATEGIES`); None: as
+    kv: what becomes of skipped layers' K and V (`offramp.decoding.strategies.registry.STRATEGIES`); None: as
     a tuned policy was tuned, "propagate" for any other. Warns where a tuned policy gets another one.
     heads: exit heads, or the path of their file, that exits below L are read through. batching: "lockstep"
     (all rows leave together, at the deepest of their exits) or "rebatch" (each leaves at its own).

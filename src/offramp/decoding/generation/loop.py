@@ -23,12 +23,8 @@ from offramp.decoding.generation.prompts import check_ids, prompt_entropy
 from offramp.decoding.generation.result import BatchGeneration, Generation
 from offramp.decoding.generation.transcript import Transcript
 from offramp.decoding.options import DecodingOptions, check_policy
-from offramp.decoding.strategies.mapped import Mapped
-from offramp.decoding.strategies.monotone import SkipDecode
 from offramp.decoding.strategies.next_token import Advance, Chooser, NonFiniteLogits, is_broken, require_whole
-from offramp.decoding.strategies.propagate import Propagate
-from offramp.decoding.strategies.recompute import Recompute
-from offramp.decoding.strategies.speculate import Speculate
+from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.strategy import Conditions, Gear, PolicyDriver, Strategy
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.devices import float64_device, free_bytes
@@ -36,11 +32,6 @@ from offramp.models.model import Model
 from offramp.policies.cost_breakdown import Usage
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.steps import BATCHINGS
-
-STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.of.name: strategy for strategy in (Propagate, Mapped, Recompute, Speculate, SkipDecode)
-}
-"""Strategies by the name that `kv=` takes; see `offramp.policies.kv` for what each promises."""
 
 
 def check_decodable(

@@ -14,7 +14,7 @@ from offramp.decoding.strategies.strategy import Gear
 from offramp.policies.kv import MONOTONE, goes_deeper
 
 
-class SkipDecode(Propagate, of=MONOTONE):
+class Monotone(Propagate, of=MONOTONE):
     """Nothing is left for skipped layers: no later token runs them; SkipDecode (arXiv 2307.02628, section 3).
 
     Exact: every layer that runs finds the K and V of all tokens before, as the full model would have made
