@@ -20,8 +20,6 @@ LLAMA_CPP = "llama.cpp"
 SHORT_LIST_WITH_LOOKUP = f"{SHORT_LIST} + {PROMPT_LOOKUP}"
 DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP, LLAMA_CPP)
 DECODER_GROUP, HEAD_GROUP, ROUNDING_GROUP = "decoder", "output head", "quantisation"
-WITHOUT_EXITS = (SHORT_LIST, PROMPT_LOOKUP, LLAMA_CPP)
-"""Ways to decode that run every layer for every token."""
 FIRST = ("prune",)
 """Transforms that are applied before others: what importance says of layers, it says of exact ones."""
 

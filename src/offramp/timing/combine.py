@@ -418,16 +418,15 @@ def candidate_of(parts: Parts, variant: ModelVariant) -> CombinedContender:
     setting, way, name = variant.setting, decoder_of(parts), name_of(parts)
     if variant.refused is not None and way in OF_THE_POLICY:
         return CombinedContender(parts, setting, left_out(name, ROLE, variant.refused))
+    if way == LLAMA_CPP:
+        return _native(parts, setting)
     try:
         cell = CELLS[way](setting) if way in CELLS else None
-        if way == LLAMA_CPP:
-            return _native(parts, setting)
-        if way == SHORT_LIST_WITH_LOOKUP:
-            found = _prompt_lookup(setting, cut=True)
-        elif cell is not None:
-            found = _decoding(setting, cell)
+        if way in ELSEWHERE:
+            found = ELSEWHERE[way](setting)
         else:
-            found = _prompt_lookup(setting) if way == PROMPT_LOOKUP else _fastest_plain(setting)
+            assert cell is not None  # all others decode in our loop
+            found = _decoding(setting, cell)
     except PolicyError as error:
         return CombinedContender(parts, setting, left_out(name, ROLE, error.what))
     if isinstance(found, Contender):
@@ -475,11 +474,14 @@ def _decoding(setting: Setting, cell: DecodingOptions) -> Decoder | Contender:
     return replace(found, note=f"its tokens are the {tokens}")
 
 
-def _prompt_lookup(setting: Setting, *, cut: bool = False) -> Decoder | Contender:
-    """Prompt lookup, its drafts verified with the whole output head, or with that cut to the short list."""
-    if not cut:
-        (found,) = CONTENDERS[LOOKUP].make(setting)
-        return found if isinstance(found, Contender) else replace(found, output_must_match=setting.exact)
+def _prompt_lookup(setting: Setting) -> Decoder | Contender:
+    """Its drafts are verified with the whole output head."""
+    (found,) = CONTENDERS[LOOKUP].make(setting)
+    return found if isinstance(found, Contender) else replace(found, output_must_match=setting.exact)
+
+
+def _lookup_through_cut_head(setting: Setting) -> Decoder | Contender:
+    """The same with drafts verified through the head cut to the short list."""
     hf = setting.model.hf
     listed = restricted_tokens(setting.main.heads, setting.model.shape.vocabulary_size)
     head = CutHead(hf.get_output_embeddings(), listed)
@@ -551,7 +553,14 @@ CELLS: dict[str | None, Callable[[Setting], DecodingOptions]] = {
     SHORT_LIST_WITH_EXITS: lambda setting: _cut(setting.main),
     SHORT_LIST_WITH_LOOKUP: lambda setting: _cut(setting.main.full_model),
 }
-"""Policy and strategy by the way to decode, where that is our loop."""
+"""Policy and strategy by the way to decode, where that is our loop, or gives what our loop would give."""
+
+ELSEWHERE: dict[str | None, Callable[[Setting], Decoder | Contender]] = {
+    None: _fastest_plain,
+    PROMPT_LOOKUP: _prompt_lookup,
+    SHORT_LIST_WITH_LOOKUP: _lookup_through_cut_head,
+}
+"""What decodes where that is not our loop; None is plain decoding."""
 
 OF_THE_POLICY = (EXITS, SPECULATE, SHORT_LIST_WITH_EXITS)
 """Ways to decode that need the policy that was given."""
