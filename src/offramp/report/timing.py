@@ -363,16 +363,8 @@ def best_without_exits(ways: Sequence[Way], floor: float, named: str = "") -> Wa
     named: the one that a verdict is decided over, where it says which.
     """
     timed = [way for way in ways if way.timed is not None and not way.exits]
-    decisive = [
-        combination
-        for combination in timed
-        if combination.timed is not None and combination.timed.name == named
-    ]
-    keeping = [
-        combination
-        for combination in timed
-        if not combination.unsure and (combination.kept is None or combination.kept.value >= floor)
-    ]
+    decisive = [way for way in timed if way.timed is not None and way.timed.name == named]
+    keeping = [way for way in timed if not way.unsure and (way.kept is None or way.kept.value >= floor)]
     return max(decisive or keeping, key=_value, default=None)
 
 

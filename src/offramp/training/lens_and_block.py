@@ -256,10 +256,10 @@ class TrainedReadings(HeadProblem):
             return " / ".join(format(value, form) for value in values)
 
         loss, agreement = (
-            of([exit.loss for exit in evaluations], ".2f"),
-            of([exit.agreement for exit in evaluations], ".2f"),
+            of([evaluation.loss for evaluation in evaluations], ".2f"),
+            of([evaluation.agreement for evaluation in evaluations], ".2f"),
         )
-        leaving = of([100 * exit.leaving[SHOWN_FLOOR] for exit in evaluations], ".0f")
+        leaving = of([100 * evaluation.leaving[SHOWN_FLOOR] for evaluation in evaluations], ".0f")
         return f"loss {loss}, agreement {agreement}, {leaving} % leave at 95 %"
 
     def reading(self, progress: Progress) -> ExitReading[Weights]:

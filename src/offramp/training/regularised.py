@@ -177,8 +177,10 @@ class RegularisedModel(HeadProblem):
 
     def in_words(self, evaluations: Sequence[Evaluation]) -> str:
         """Of the exits one after the other, and of the full depth."""
-        agreements = " / ".join(f"{exit.reference_agreement:.2f}" for exit in evaluations[:-1])
-        leaving = " / ".join(f"{100 * exit.leaving[SHOWN_FLOOR]:.0f}" for exit in evaluations[:-1])
+        agreements = " / ".join(f"{evaluation.reference_agreement:.2f}" for evaluation in evaluations[:-1])
+        leaving = " / ".join(
+            f"{100 * evaluation.leaving[SHOWN_FLOOR]:.0f}" for evaluation in evaluations[:-1]
+        )
         last = evaluations[-1]
         return (
             f"exits say what the original says: {agreements}; full depth {last.reference_agreement:.3f} "
