@@ -441,7 +441,7 @@ def ratio(job: Job, above: str, below: str, share: float = 1.0) -> dict[str, flo
     result = job.measurement.result
     for name in (above, below):
         seconds_of(job, name)
-    found = ratios_of(result, result.contender(below))(above, LEVEL)
+    found = ratios_of(result.contenders, result.plain, result.contender(below))(above, LEVEL)
     assert found is not None, "both took turns"
     values = {"value": found.value, "low": found.low, "high": found.high}
     return {name: None if value is None else value / share for name, value in values.items()}

@@ -183,7 +183,7 @@ def _seconds(result: BenchResult, name: str) -> float:
 
 def _ratio(result: BenchResult, above: str, below: str) -> Estimate[float]:
     """Seconds of the one over seconds of the other, prompt by prompt."""
-    ratio = ratios_of(result, result.contender(below))(above, LEVEL)
+    ratio = ratios_of(result.contenders, result.plain, result.contender(below))(above, LEVEL)
     assert ratio is not None  # both took turns
     return ratio
 

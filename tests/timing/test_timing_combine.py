@@ -24,7 +24,8 @@ from offramp.timing.accelerations import (
     name_of,
     read_accelerations,
 )
-from offramp.timing.combine import CutHead, combine, interaction_of, kept_layers
+from offramp.timing.combine import combine, interaction_of
+from offramp.timing.combined_contenders import CutHead
 from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
 from offramp.timing.ratios import product_of
 from offramp.timing.results import (
@@ -37,6 +38,7 @@ from offramp.timing.results import (
     write_combined,
 )
 from offramp.timing.stopping import TimeLimits
+from offramp.timing.variants import kept_layers
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
 POLICY = "static:exit=3"

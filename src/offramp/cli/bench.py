@@ -119,6 +119,9 @@ class Bench(Leaving, Request):
     ] = None
     no_peers: Annotated[bool, alone] = False
     """Leave out what users would pick instead."""
+    beside: Annotated[tuple[str, ...], alone] = ()
+    """What you would use instead of the policy, timed in the same turns: int8, shortlist, llama.cpp (of a
+    .gguf file), or several at once, as "int8 + prompt_lookup"; may be given several times."""
     trace: Annotated[Path | None, alone] = None
     """Predict from this trace, before the timing."""
     hardware: Annotated[str | None, alone] = None
@@ -141,6 +144,9 @@ class Bench(Leaving, Request):
             self._check_policy()
 
     def _check_policy(self) -> None:
+        from offramp.timing.accelerations import read_beside
+
+        read_beside(self.beside, self.dtype)
         options = self.options
         if self.output is not None:
             require_json_file(

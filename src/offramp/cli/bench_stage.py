@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from offramp.kit.typed import to_json
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
 from offramp.report import combined
-from offramp.report.combined import advice, combinations_table, write_combined_page
+from offramp.report.combined import advice, combinations_table, credit_sentences, write_combined_page
 from offramp.report.formats import (
     counted,
     decimal,
@@ -40,7 +40,7 @@ from offramp.report.timing import (
     floor_text,
     stopped_text,
 )
-from offramp.timing.accelerations import read_accelerations
+from offramp.timing.accelerations import read_accelerations, read_beside
 from offramp.timing.bench import judge_measurement, merged, predict_cells, run, settle
 from offramp.timing.combine import combine
 from offramp.timing.contenders import WITHOUT_PEERS, Extent
@@ -200,11 +200,13 @@ def _measured(
     asked: Bench, setting: Setting, machine: Machine | None, predicted: Mapping[str, ReplayResult]
 ) -> BenchResult:
     """The timing at one batch size, then the answers judged and the time predicted."""
+    beside = read_beside(asked.beside, setting.model.dtype)
+    extent = replace(WITHOUT_PEERS if asked.no_peers else Extent(), plain=asked.plain, beside=beside)
     with progress_bar(f"timing, batch {len(setting.prompts[0].ids)}") as progress:
         measured = run(
             setting,
             limits=asked.limits,
-            extent=replace(WITHOUT_PEERS if asked.no_peers else Extent(), plain=asked.plain),
+            extent=extent,
             seed=asked.seed,
             progress=progress,
         )
@@ -379,7 +381,7 @@ def show_combined(console: Console, result: CombineResult) -> None:
         f"{a_a_text(result.a_a)}"
     )
     lines = [ended, *defect_lines(result.defects), *_details(result)]
-    for line in (*lines, advice(result)):
+    for line in (*lines, *credit_sentences(result), advice(result)):
         console.print(line, markup=False)
 
 
@@ -411,6 +413,12 @@ def combine_and_show(asked: Bench, out: Output) -> None:
         {
             "advice": advice(result),
             "defects": list(result.defects),
+            "credits": {
+                combination.name: asdict(credit)
+                for combination in result.combinations
+                if not combination.contender.without_exits
+                if (credit := result.credit(combination)) is not None
+            },
             "result": to_json(result),
             "file": None if file is None else str(file),
             "page": None if page is None else str(page),

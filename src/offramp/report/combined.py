@@ -95,6 +95,20 @@ def effect_sentences(result: CombineResult) -> list[str]:
     return sentences
 
 
+def credit_sentences(result: CombineResult) -> list[str]:
+    """What exits add, a sentence for each combination with them; nothing of a measurement with a defect."""
+    if result.defects:
+        return []
+    return [
+        f"What exits add in {combination.name}: {timed_text(credit.estimate, decimal)} × the speed of "
+        f"{credit.over}, the fastest without exits whose own tokens keep {whole_percent(result.floor)} "
+        "agreement."
+        for combination in result.combinations
+        if combination.speedup is not None and not combination.contender.without_exits
+        if (credit := result.credit(combination)) is not None
+    ]
+
+
 def times_plain(speedup: Estimate[float] | None) -> str:
     """A speedup over plain decoding: "1.52 × (1.48 to 1.55)"."""
     if speedup is None:
@@ -236,7 +250,7 @@ def measurement(result: CombineResult) -> dict[str, Any]:
         "name": f"On {result.workload or 'the prompts'}",
         "defects": result.defects,
         "advice": advice(result),
-        "said": effect_sentences(result),
+        "said": [*credit_sentences(result), *effect_sentences(result)],
         "figure": speed_figure(result),
         "combinations": combinations_table(result).html(
             sorted(result.combinations, key=lambda combination: len(combination.parts))

@@ -62,10 +62,18 @@ class Run(Measuring, Placed, Streamed, Made, Request):
     minutes: Annotated[Minutes | None, not_identity, not_repeated, only_with("decode")] = None
     """Minutes of that real decoding, all texts together: of documents for certificates, and of timing. By
     default {DECODE_MINUTES:g}. Where a verdict is not settled, the same command with more goes on."""
+    beside: Annotated[str | Sequence[str], not_identity, only_with("decode")] = ()
+    """What you would use instead of exits, timed in the same turns: int8, llama.cpp (of a .gguf file), or
+    several at once, as "int8 + prompt_lookup"; may be given several times."""
     output: Annotated[Path | str | None, not_identity, flags("--output", "-o")] = None
     """Folder for everything. By default runs/<model>-<key>."""
     progress: Annotated[bool, python_only] = False
     """Say on standard error what goes on."""
+
+    @property
+    def ways_beside(self) -> tuple[str, ...]:
+        """What stands beside the policies, as texts."""
+        return (self.beside,) if isinstance(self.beside, str) else tuple(self.beside)
 
     def settle(self) -> dict[str, Any]:
         """A model and texts at hand by the names that this process finds them by; floors as numbers."""
@@ -74,6 +82,7 @@ class Run(Measuring, Placed, Streamed, Made, Request):
             **self._named_model(),
             "workloads": None if self.workloads is None else self._named_texts(),
             "floors": self.levels,
+            "beside": self.ways_beside,
             "output": self.folder,
         }
 

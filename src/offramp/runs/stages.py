@@ -152,6 +152,7 @@ def run_study(
             "seconds": (1.0 - CERTIFYING) * seconds,
             "prompts": PROMPTS,
             "rounds": ROUNDS,
+            "beside": asked.ways_beside,
         }
     study = Study.of(values, Source(INLINE, "run"))
     check_study(study)

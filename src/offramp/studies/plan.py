@@ -20,7 +20,13 @@ from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy
 from offramp.studies.named_inputs import Fingerprints, Found, FoundWorkload, find_everything
 from offramp.studies.study import Study, StudyFile, StudyPlan
-from offramp.studies.study_checks import accelerations_of, combined_steps, steps_of, text_of
+from offramp.studies.study_checks import (
+    accelerations_of,
+    combined_steps,
+    steps_of,
+    text_of,
+    transforms_beside,
+)
 from offramp.studies.study_tables import (
     LEAGUE,
     NONE,
@@ -423,7 +429,8 @@ class Expansion:
         """
         certify, decode = self.study.certify, self.study.decode
         index = next((at for at, entry in enumerate(self.study.works) if entry.name == kind), None)
-        work, made_of, values = works()[kind], [], {}
+        work, values = works()[kind], dict[str, Any]()
+        made_of: list[Any] = []
         if policy is not None:
             parsed = parse_policy(policy.policy)
             made_of.append(parsed)
@@ -431,7 +438,8 @@ class Expansion:
         elif kind == CertifyWork.kind and certify is not None:
             values = {**certify.model_dump(), "delta": self.shared_delta}
         elif kind == DecodeWork.kind and decode is not None:
-            values = decode.model_dump()
+            made_of += transforms_beside(decode)
+            values = {**decode.model_dump(), "tried": tuple(step.text for step in made_of)}
         if index is None:
             return self.made(work, variant, workload, needs, on=on, values=values, made_of=made_of)
         try:

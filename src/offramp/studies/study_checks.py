@@ -31,6 +31,7 @@ from offramp.studies.study_tables import (
     TUNED,
     AxisEntry,
     Combine,
+    Decode,
     HeadsEntry,
     TrainingEntry,
     TransformEntry,
@@ -38,7 +39,7 @@ from offramp.studies.study_tables import (
 from offramp.studies.task import AXES
 from offramp.studies.work.inputs import measured_on
 from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of, works
-from offramp.timing.accelerations import DECODERS, EXITS, SPECULATE
+from offramp.timing.accelerations import DECODERS, EXITS, SPECULATE, read_beside
 from offramp.tracing.asked import names_layers
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.request import parse_signals
@@ -85,6 +86,12 @@ def combined_steps(combine: Combine) -> tuple[Transform, ...]:
     return tuple(step for step in accelerations_of(combine) if not isinstance(step, str))
 
 
+def transforms_beside(decode: Decode) -> tuple[Transform, ...]:
+    """Those of the models that are decoded beside, each once."""
+    parts = [part for combination in read_beside(decode.beside) for part in combination]
+    return tuple({part.text: part.transform for part in parts if part.transform is not None}.values())
+
+
 def all_steps(study: Study) -> Iterator[tuple[Transform, Location]]:
     """Every transform that a study names, with its place in the file."""
     for index, entry in enumerate(study.transforms):
@@ -93,6 +100,11 @@ def all_steps(study: Study) -> Iterator[tuple[Transform, Location]]:
     if study.combine is not None:
         for step in combined_steps(study.combine):
             yield step, ("combine", "accelerations")
+    if study.decode is not None:
+        with placed(study, "decode", "beside"):
+            beside = transforms_beside(study.decode)
+        for step in beside:
+            yield step, ("decode", "beside")
 
 
 def _acceleration(text: str) -> Transform:
@@ -215,6 +227,8 @@ def check_decoding(study: Study) -> None:
             )
     if study.decode is None:
         return
+    with placed(study, "decode", "beside"):
+        read_beside(study.decode.beside, study.settings.dtype)
     if study.certify is None and not any(entry.source == LOCAL for entry in study.machines):
         raise InputError(
             "decoding is timed on this machine, which is not among the machines",

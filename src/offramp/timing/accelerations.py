@@ -19,6 +19,9 @@ SHORT_LIST_WITH_EXITS = f"{SHORT_LIST} + {EXITS}"
 LLAMA_CPP = "llama.cpp"
 SHORT_LIST_WITH_LOOKUP = f"{SHORT_LIST} + {PROMPT_LOOKUP}"
 DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP, LLAMA_CPP)
+COMBINE, BESIDE = "--combine", "--beside"
+JOINED = " + "
+"""Between the parts of a combination."""
 DECODER_GROUP, HEAD_GROUP, ROUNDING_GROUP = "decoder", "output head", "quantisation"
 FIRST = ("prune",)
 """Transforms that are applied before others: what importance says of layers, it says of exact ones."""
@@ -48,10 +51,12 @@ class Acceleration:
 Parts = tuple[Acceleration, ...]
 
 
-def read_accelerations(texts: Sequence[str], dtype: str | None = None) -> tuple[Acceleration, ...]:
+def read_accelerations(
+    texts: Sequence[str], dtype: str | None = None, where: str = COMBINE
+) -> tuple[Acceleration, ...]:
     """The accelerations of some texts: any of DECODERS, or a transform's.
 
-    dtype: that models are loaded in, None if it is not known.
+    dtype: that models are loaded in, None if it is not known. where: the option that they are given to.
 
     Raises InputError for an unknown or repeated one, for none at all, and for a transform that does not
     parse, or that this machine cannot do.
@@ -59,24 +64,49 @@ def read_accelerations(texts: Sequence[str], dtype: str | None = None) -> tuple[
     if not texts:
         raise InputError(
             "there is nothing to combine",
-            where="--combine",
-            fix="give --combine int8 --combine prompt_lookup",
+            where=where,
+            fix=f"give {where} int8 {where} prompt_lookup",
         )
-    found = [_read(text, dtype) for text in texts]
+    found = [_read(text, dtype, where) for text in texts]
     twice = [text for text, count in Counter(way.text for way in found).items() if count > 1]
     if twice:
-        raise InputError(f"{twice[0]} is given twice", where="--combine", fix="give it once")
+        raise InputError(f"{twice[0]} is given twice", where=where, fix="give it once")
     names = Counter(way.name for way in found)
     return tuple(replace(way, name=way.text) if names[way.name] > 1 else way for way in found)
 
 
-def _read(text: str, dtype: str | None) -> Acceleration:
+def read_beside(texts: Sequence[str], dtype: str | None = None) -> tuple[Parts, ...]:
+    """What decodes without exits, each a combination's text: "int8", "int8 + prompt_lookup", "llama.cpp".
+
+    dtype: as of `read_accelerations`.
+
+    Raises what that raises; InputError as well for exits, and for parts that are not combined.
+    """
+    found: list[Parts] = []
+    for text in texts:
+        parts = read_accelerations([part.strip() for part in text.split(JOINED)], dtype, BESIDE)
+        with_exits = [part.text for part in parts if part.text in (EXITS, SPECULATE)]
+        if with_exits:
+            raise InputError(
+                f"{with_exits[0]} is early exit itself, and what stands beside a policy has none",
+                where=BESIDE,
+                fix="give it to offramp bench --combine, or another policy",
+            )
+        whole = combinations_of(parts)[-1]
+        if len(whole) < len(parts):
+            raise InputError(excluded_of(parts)[0], where=BESIDE, fix="give them apart")
+        if name_of(whole) not in map(name_of, found):
+            found.append(whole)
+    return tuple(found)
+
+
+def _read(text: str, dtype: str | None, where: str) -> Acceleration:
     if text in DECODERS:
         return Acceleration(text, text, HEAD_GROUP if text == SHORT_LIST else DECODER_GROUP)
     kind = text.partition(":")[0]
     if kind not in TRANSFORMS:
         raise InputError(
-            f"unknown acceleration {text!r}", where="--combine", fix=suggest(kind, (*DECODERS, *TRANSFORMS))
+            f"unknown acceleration {text!r}", where=where, fix=suggest(kind, (*DECODERS, *TRANSFORMS))
         )
     transform = parse_transform(text)
     transform.check(dtype)
@@ -112,7 +142,7 @@ def transforms_of(parts: Parts) -> Parts:
 
 def decoder_of(parts: Parts) -> str | None:
     """The way to decode, as in "shortlist + exits"; None for plain decoding."""
-    return " + ".join(part.text for part in parts if part.transform is None) or None
+    return JOINED.join(part.text for part in parts if part.transform is None) or None
 
 
 def _clash(parts: Parts) -> bool:
@@ -123,7 +153,7 @@ def _clash(parts: Parts) -> bool:
 
 def name_of(parts: Sequence[Acceleration]) -> str:
     """As shown: "int8 + exits"."""
-    return " + ".join(part.name for part in parts) or PLAIN_NAME
+    return JOINED.join(part.name for part in parts) or PLAIN_NAME
 
 
 def excluded_of(accelerations: Sequence[Acceleration]) -> tuple[str, ...]:

@@ -30,6 +30,8 @@ from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import ReplayResult
 from offramp.scoring.estimate import Estimate
+from offramp.timing.accelerations import read_beside
+from offramp.timing.combined_contenders import contenders_beside
 from offramp.timing.contenders import NEVER, WITHOUT_PEERS, Extent, candidates_of, decode_timed
 from offramp.timing.decoder import DecodedBatch, Setting, batches_of
 from offramp.timing.defects import a_a_defect, judge_a_a
@@ -60,6 +62,7 @@ def bench(
     rounds: Count | None = None,
     worth: Margin = WORTH,
     peers: bool = True,
+    beside: Sequence[str] = (),
     seed: Whole = SEED,
     progress: Progress | None = None,
 ) -> BenchResult:
@@ -67,7 +70,7 @@ def bench(
 
     Contenders: the policy and further `cells`; several plain decoders, one of them twice: what differs is
     noise; where a policy reads a short list the full model with its output head cut to that; and with `peers`
-    what users would pick instead (see `offramp.timing.contenders`).
+    what users would pick instead (see `offramp.timing.contenders`); and those of `beside`.
     Each is first decoded once untimed, while hooks count layers and memory is watched. Then all take turns, a
     block of a few tokens each, prompt after prompt, until it is answered whether each policy is faster, or
     the seconds are spent. Ratios are of blocks side by side, over the plain decoder that comes out the
@@ -76,11 +79,13 @@ def bench(
     each with its strategy for K and V, timed in the same turns. kv, heads, batching, draft_length, task: as
     `offramp.generate` takes them.
     budget_seconds: of all of this; two prompts are always decoded. rounds: how often each prompt is decoded,
-    at most; None for as often as the seconds allow. worth: the gain that matters, as a share. seed: of the
-    order of turns.
+    at most; None for as often as the seconds allow. worth: the gain that matters, as a share. beside:
+    accelerations without exits, each as "int8" or "int8 + prompt_lookup". seed: of the order of turns.
 
-    Raises InputError and PolicyError as `settle` does; ModelError if the model cannot decode.
+    Raises InputError and PolicyError as `settle` does; InputError for what cannot stand beside; ModelError if
+    the model cannot decode.
     """
+    combinations = read_beside(beside, model.dtype)
     fitted = read_heads_source(heads)
     asked = [
         DecodingOptions.read(
@@ -95,7 +100,7 @@ def bench(
     ]
     setting = settle(model, asked, prompts=prompts, batch=batch, task=task)
     limits = TimeLimits(budget_seconds, rounds, worth)
-    extent = Extent() if peers else WITHOUT_PEERS
+    extent = replace(Extent() if peers else WITHOUT_PEERS, beside=combinations)
     return run(setting, limits=limits, extent=extent, seed=seed, progress=progress).result
 
 
@@ -168,7 +173,7 @@ def run(
     }
     with quiet_transformers():
         session = Session(setting, extent, limits, seed=seed, progress=progress)
-        session.run(candidates_of(setting, extent))
+        session.run((*candidates_of(setting, extent), *contenders_beside(setting, extent.beside)))
         fields = session.fields(further)
     fields["contenders"] = (*fields["contenders"], *session.missing)
     result = BenchResult(
@@ -461,7 +466,9 @@ def _answered(contender: Contender, together: BenchResult, plain_speed: float) -
     ratio = ratio_of(contender.clusters, contender.level)
     if contender.role != A_A:
         others = [name for name in _plain_in_turns(together) if name != contender.name]
-        found = over_fastest(others, ratios_of(together, contender), contender.level, fastest=plain)
+        found = over_fastest(
+            others, ratios_of(together.contenders, plain, contender), contender.level, fastest=plain
+        )
         assert found is not None  # all of them took turns
         ratio = found[1]
     answer = contender.answer if contender.answer == "defect" else answer_of(ratio, together.worth)

@@ -17,6 +17,7 @@ from offramp.models.discovery import UNFIT_ERRORS
 from offramp.policies.kv import STRATEGIES
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.short_list import with_short_head
+from offramp.timing.accelerations import Parts
 from offramp.timing.decoder import (
     Candidates,
     Decode,
@@ -204,6 +205,8 @@ class Extent:
     """The plain decoder that all are held against, None for the fastest."""
     warm_up_tokens: int = 2
     """Decoded by each before anything is counted."""
+    beside: tuple[Parts, ...] = ()
+    """What a user allows besides: combinations of accelerations without exits, some on another model."""
 
 
 WITHOUT_PEERS = Extent(PLAIN_DECODERS)

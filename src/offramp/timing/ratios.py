@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from offramp.scoring.estimate import LEVEL, Estimate
-from offramp.timing.results import A_A, BenchResult, Cluster, Contender, Credit
+from offramp.timing.results import A_A, Cluster, Contender, Credit
 
 Pair = tuple[float, float]
 """Seconds per token of two blocks side by side: the other's, and a contender's own."""
@@ -164,18 +164,18 @@ def over_fastest(
     return fastest, Estimate(value, min(lows), max(min(highs), value))
 
 
-def credit_of(result: BenchResult, name: str, floor: float | None) -> Credit | None:
-    """As `BenchResult.credit`."""
-    contender = result.contender(name)
+def credit_of(contenders: Sequence[Contender], plain: str, name: str, floor: float | None) -> Credit | None:
+    """As `BenchResult.credit`. plain: the fastest plain decoder, which all clusters are over, by name."""
+    contender = next(contender for contender in contenders if contender.name == name)
     rivals = [
         other.name
-        for other in result.contenders
+        for other in contenders
         if other.without_exits and other.answer != "defect" and other.keeps(floor)
-        if other.clusters or other.name == result.plain
+        if other.clusters or other.name == plain
     ]
     if not rivals or contender.role == A_A or contender.answer == "defect":
         return None
-    found = over_fastest(rivals, ratios_of(result, contender), contender.level)
+    found = over_fastest(rivals, ratios_of(contenders, plain, contender), contender.level)
     if found is None:
         return None
     over, ratio = found
@@ -184,18 +184,23 @@ def credit_of(result: BenchResult, name: str, floor: float | None) -> Credit | N
     return Credit(ratio.value, ratio.low, ratio.high, over)
 
 
-def ratios_of(result: BenchResult, contender: Contender) -> Callable[[str, float], Estimate[float] | None]:
-    """Its speed over another contender's, by name, at a level; None where they share no prompt."""
+def ratios_of(
+    contenders: Sequence[Contender], plain: str, contender: Contender
+) -> Callable[[str, float], Estimate[float] | None]:
+    """Its speed over another contender's, by name, at a level; None where they share no prompt.
+
+    plain: the decoder that all clusters are over.
+    """
+    clusters = {other.name: other.clusters for other in contenders}
 
     def ratio(other: str, level: float) -> Estimate[float] | None:
         if other == contender.name:
             return ONE
-        own: Sequence[Cluster] = result.contender(contender.name).clusters
-        others = result.contender(other).clusters
+        own: Sequence[Cluster] = clusters[contender.name]
         # The fastest plain decoder has no clusters of its own: it is what the others' are over.
-        if contender.name == result.plain:
-            own = as_fast(others)
-        return ratio_over(own, as_fast(own) if other == result.plain else others, level)
+        if contender.name == plain:
+            own = as_fast(clusters[other])
+        return ratio_over(own, as_fast(own) if other == plain else clusters[other], level)
 
     return ratio
 

@@ -152,9 +152,9 @@ class Contender:
 
 RIVALS: Mapping[str, Callable[[Contender], bool]] = {
     "the output head cut to the short list": lambda contender: (
-        contender.role == SHORT_LIST or contender.name.startswith("shortlist:")
+        contender.role == SHORT_LIST or contender.name.startswith("shortlist")
     ),
-    "prompt lookup": lambda contender: contender.name == LOOKUP,
+    "prompt lookup": lambda contender: contender.name in (LOOKUP, "prompt_lookup"),
 }
 """What needs no exits and might be faster than plain decoding, in words, and whether a contender is that."""
 
@@ -169,6 +169,11 @@ class Credit:
     """At the level of the measurement, chosen though that decoder is by the same times."""
     over: str
     """That decoder's name."""
+
+    @property
+    def estimate(self) -> Estimate[float]:
+        """With its interval."""
+        return Estimate(self.value, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -330,7 +335,7 @@ class BenchResult(InTurns):
         """
         from offramp.timing.ratios import credit_of
 
-        return credit_of(self, name, floor)
+        return credit_of(self.contenders, self.plain, name, floor)
 
     @property
     def untimed_rivals(self) -> tuple[str, ...]:
@@ -447,6 +452,13 @@ class CombineResult(InTurns):
     """Forced agreement below which nothing is advised."""
     excluded: tuple[str, ...] = ()
     """Combinations that make no sense, in sentences."""
+
+    def credit(self, combination: Combination) -> Credit | None:
+        """As of a bench: over the fastest decoder without exits whose own answers keep the floor."""
+        from offramp.timing.ratios import credit_of
+
+        accelerated = [way.contender for way in self.combinations if way.parts]
+        return credit_of([*accelerated, *self.others], self.plain, combination.name, self.floor)
 
     def combination(self, *parts: str) -> Combination | None:
         """The combination of exactly these parts, in any order; None if there is none."""

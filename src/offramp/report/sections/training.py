@@ -102,7 +102,7 @@ def _credit(decoded: Decoded | None, verdict: Verdict) -> Estimate:
         for policy in decoded.policies:
             if (policy.policy, policy.kv) == (verdict.policy, verdict.kv):
                 credit = decoded.bench.credit(policy.contender, verdict.floor)
-                return NOT_TIMED if credit is None else Estimate(credit.value, credit.low, credit.high)
+                return NOT_TIMED if credit is None else credit.estimate
     return NOT_TIMED
 
 

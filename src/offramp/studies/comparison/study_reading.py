@@ -245,7 +245,7 @@ def credit_of(bench: BenchResult, name: str, floor: float) -> tuple[Estimate, st
         return Estimate(None, undefined=f"not timed beside it: {which}"), ""
     if credit is None:
         return Estimate(None, undefined="its times on the prompts say nothing"), ""
-    return Estimate(credit.value, credit.low, credit.high), credit.over
+    return credit.estimate, credit.over
 
 
 def league_speedups(finished: Finished) -> dict[FloorOn, float]:

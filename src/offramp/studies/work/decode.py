@@ -11,7 +11,6 @@ from offramp.defaults import LOCAL
 from offramp.errors import OfframpError
 from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
 from offramp.policies.policy import ExitPolicy
-from offramp.scoring.estimate import Estimate
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, require_this_machine, trace_of
 from offramp.studies.work.league import LeagueWork, Ranking, fastest_exiting
 from offramp.studies.work.tune import TuneWork
@@ -116,19 +115,20 @@ def _choice(policy: ExitPolicy, kv: str, why: str, floor: float) -> DecodingChoi
 
 
 def within_budget(
-    choices: Sequence[DecodingChoice], plain_seconds: float, budget: float
+    choices: Sequence[DecodingChoice], plain_seconds: float, budget: float, others: int = 0
 ) -> tuple[Sequence[DecodingChoice], int]:
     """The policies that fit into a budget of seconds, and the new tokens of each prompt.
 
     All of them; else the first alone, which may take a few times as long. None if that would not do.
+    others: contenders that are asked for beside.
     """
     from offramp.decoding.openings import FEWEST_NEW_TOKENS
 
     for some in (choices, choices[:1]):
-        new_tokens = new_tokens_for(len(some), plain_seconds, budget)
+        new_tokens = new_tokens_for(len(some) + others, plain_seconds, budget)
         if new_tokens >= FEWEST_NEW_TOKENS:
             return some, new_tokens
-    if seconds_for(1, plain_seconds, FEWEST_NEW_TOKENS) <= LONGEST * budget:
+    if seconds_for(1 + others, plain_seconds, FEWEST_NEW_TOKENS) <= LONGEST * budget:
         return choices[:1], FEWEST_NEW_TOKENS
     return (), 0
 
@@ -258,7 +258,7 @@ class DecodedPolicies:
             if credit is None or bench.untimed_rivals:
                 # What needs no exits was not timed: it may be the best.
                 return TimedPolicy(speed, kept=kept)
-            return TimedPolicy(speed, Estimate(credit.value, credit.low, credit.high), credit.over, kept)
+            return TimedPolicy(speed, credit.estimate, credit.over, kept)
         return None
 
 
@@ -270,7 +270,7 @@ class DecodeWork(TurnsWork[DecodingResult]):
     """Decodes policies: those of the verdicts where these were certified, else of the best of the ranking.
 
     certify, tune: the tuner's answers, which the measurement settles with the ranking's verdicts. best,
-    floor: as of a study's table [decode].
+    floor, beside: as of a study's table [decode].
     """
 
     kind = "decode"
@@ -286,10 +286,19 @@ class DecodeWork(TurnsWork[DecodingResult]):
     best: int
     floor: float
     new_tokens: int | str
+    beside: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
+    """Transforms of models beside."""
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """What is done to the models that it loads."""
+        return (*self.model.transforms, *self.tried)
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It decodes in turns, for so long."""
-        return self.cost_of_turns(sizes, self.new_tokens, self.best)
+        contenders, models = self.best + len(self.beside), 1 + len(self.tried)
+        return self.cost_of_turns(sizes, self.new_tokens, contenders, models=models)
 
     def run(self, context: WorkContext) -> DecodingResult:
         """Decode. Raises OfframpError if the model cannot be decoded layer by layer, or inputs are not the
@@ -340,6 +349,7 @@ class DecodeWork(TurnsWork[DecodingResult]):
     ) -> DecodingResult:
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
         from offramp.decoding.options import DecodingOptions
+        from offramp.timing.accelerations import read_beside
         from offramp.timing.bench import judge_measurement, predict_cells, run, settle
         from offramp.timing.contenders import SHORT
         from offramp.timing.stopping import TimeLimits
@@ -352,16 +362,18 @@ class DecodeWork(TurnsWork[DecodingResult]):
         )
         if isinstance(self.new_tokens, str):
             plain = _plain_seconds(model, machine, prompts)
-            kept, new_tokens = within_budget(choices, plain, seconds)
+            others = len(self.beside)
+            kept, new_tokens = within_budget(choices, plain, seconds, others)
             if not kept:
                 return NothingDecoded(TOO_LONG)
             if len(kept) < len(choices):
-                others = ", ".join(str(choice.policy) for choice in choices[1:])
-                notes = (*notes, f"policies of other floors are left out, it would take too long: {others}")
+                further = ", ".join(str(choice.policy) for choice in choices[1:])
+                notes = (*notes, f"policies of other floors are left out, it would take too long: {further}")
             choices = kept
-            whole = max(seconds, seconds_for(len(choices), plain, new_tokens))
-            count = min(len(prompts.ids), prompts_within(len(choices), plain, new_tokens, whole))
-            seconds = whole - seconds_after(len(choices), plain, new_tokens, count)
+            contenders = len(choices) + others
+            whole = max(seconds, seconds_for(contenders, plain, new_tokens))
+            count = min(len(prompts.ids), prompts_within(contenders, plain, new_tokens, whole))
+            seconds = whole - seconds_after(contenders, plain, new_tokens, count)
         if model.context_length is not None:
             new_tokens = min(new_tokens, model.context_length - max(map(len, prompts.ids)))
         options = [
@@ -375,7 +387,8 @@ class DecodeWork(TurnsWork[DecodingResult]):
         if machine is not None:
             unseen = unseen_part(trace, self.seed)
             predicted = predict_cells(setting, unseen, machine, where_possible=True)
-        measured = run(setting, limits=TimeLimits(seconds, self.rounds), extent=SHORT, seed=self.seed)
+        extent = replace(SHORT, beside=read_beside(self.beside, model.dtype))
+        measured = run(setting, limits=TimeLimits(seconds, self.rounds), extent=extent, seed=self.seed)
         judged = judge_measurement(
             measured,
             machine,
