@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -565,16 +566,20 @@ def test_too_few_documents_refute_what_loses_too_much_and_certify_nothing(trace:
 
 
 @pytest.mark.parametrize(
-    ("worth", "speeds"),
+    ("worth", "conceivable", "speeds"),
     [
-        (None, [1.6, 2.0]),  # half of what the boldest gains, as a test takes documents
-        (0.1, [1.2, 1.6, 2.0]),  # and the most cautious that is worth it
-        (0.3, [1.4, 1.6, 2.0]),
-        (1.5, [3.0]),  # none that keeps the floor is worth it: the most cautious that is may be refuted
-        (2.5, []),
+        (None, math.inf, [1.6, 2.0]),  # half of what the boldest gains, as a test takes documents
+        (0.1, 0.06, [1.2, 1.6, 2.0]),  # and the most cautious that is worth it
+        (0.3, 0.2, [1.4, 1.6, 2.0]),
+        (1.5, 1.1, [3.0]),  # none that keeps the floor is worth it: the most cautious that is may be refuted
+        (1.5, 0.9, [2.0, 3.0]),  # but the fastest that keeps it comes near, and is tried before
+        (2.5, 1.1, []),
+        (2.5, 0.9, [2.0]),
     ],
 )
-def test_the_candidates_at_a_floor_by_hand(trace: Trace, worth: float | None, speeds: list[float]) -> None:
+def test_the_candidates_at_a_floor_by_hand(
+    trace: Trace, worth: float | None, conceivable: float, speeds: list[float]
+) -> None:
     """Six policies of the rerun, each faster than the one before and keeping less."""
     proposals = Proposals([], Scripted(trace, lossless), lambda kv: never_priced, np.zeros(0), Deadline(None))
     for exit, (risk, speed) in enumerate(
@@ -583,7 +588,7 @@ def test_the_candidates_at_a_floor_by_hand(trace: Trace, worth: float | None, sp
         policy = parse_policy(f"static:exit={exit}")
         kept = Proposal(policy, "propagate", risk / 2, risk, 1.0 / speed, 1.0, free=False)
         proposals.found[policy, "propagate"] = kept
-    proposed = proposals.at(0.1, worth)
+    proposed = proposals.at(0.1, worth, conceivable=conceivable)
     assert [1.0 / one.relative_cost for one in proposed.candidates] == pytest.approx(speeds)
     assert (proposed.reach, proposed.without) == (pytest.approx(2.0), 1.0)
 

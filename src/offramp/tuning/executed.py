@@ -35,7 +35,7 @@ from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.held_out import TUNED_DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import TuningJob
 from offramp.tuning.pool import Pool, front_of
-from offramp.tuning.proposals import FORETOLD, TARGETS, PricesOf, Proposals, Proposed
+from offramp.tuning.proposals import CONCEIVABLE, FORETOLD, TARGETS, PricesOf, Proposals, Proposed
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
 from offramp.tuning.verdict_words import executed_answer
 
@@ -74,13 +74,19 @@ class DecodingLimits:
     on_documents: OnDocuments = lambda done, planned: None
     """Told of each candidate's progress."""
     worth: float | None = None
-    """The gain in speed over the best decoder without exits from which on it is worth its trouble: nothing is
-    tested that is not predicted to reach four fifths of it. None to look for the fastest at the floor."""
+    """The gain in speed over the best decoder without exits from which on it is worth its trouble: what is
+    tested is predicted to reach four fifths of it; half, if it is the fastest that keeps the floor and none
+    that does reaches more. None to look for the fastest at the floor."""
 
     @property
     def hoped(self) -> float | None:
         """The gain from which on a candidate is tried, by prediction; None without a worth."""
         return None if self.worth is None else FORETOLD * self.worth
+
+    @property
+    def conceivable(self) -> float:
+        """The gain by prediction from which on something is tried at all; none without a worth."""
+        return 0.0 if self.worth is None else CONCEIVABLE * self.worth
 
 
 RERUN_SHARE = 0.35
@@ -122,11 +128,11 @@ def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: Dec
         proposals.challenge(hoped)
     for floor in open_floors:
         reach = proposals.replayed_reach(floor.job.floor.risk)
-        if hoped is None or (reach is not None and reach >= 1.0 + hoped):
+        if hoped is None or (reach is not None and reach >= 1.0 + limits.conceivable):
             proposals.calibrate(floor.job.floor.risk)
     stricter: tuple[Proposal, ...] = ()
     for floor in sorted(open_floors, key=lambda floor: floor.job.floor.risk):
-        floor.proposed = proposals.at(floor.job.floor.risk, hoped, stricter)
+        floor.proposed = proposals.at(floor.job.floor.risk, hoped, stricter, limits.conceivable)
         stricter = floor.proposed.candidates
     for number, floor in enumerate(floors):
         floor.test(clock.share(1 / (len(floors) - number)))
@@ -207,7 +213,7 @@ class _Floor:
             if too_few and (proposed.candidates or self.limits.worth is None):
                 return shortage
             hoped, reach = self.limits.hoped, proposed.reach
-            reaches = hoped is not None and reach is not None and reach >= 1.0 + hoped
+            reaches = hoped is not None and reach is not None and reach >= 1.0 + self.limits.conceivable
             passed = all(trial.passed for trial in self.alone)
             if not proposed.complete or self.out_of_time or reaches or not passed:
                 return "not settled"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +40,11 @@ FORETOLD = 0.8
 """Share of the worth that a candidate has to gain by prediction. A model is surer of its own text than of a
 given one, and leaves more often (SmolLM2: 1.051 and 1.084 x were measured as 1.127 and 1.209);
 and prices differ by 1 % from one profile to the next."""
+
+CONCEIVABLE = 0.5
+"""Share of the worth by prediction from which on the fastest that keeps the floor is tried where nothing that
+does reaches `FORETOLD`: the same policy was foretold 1.044 x by one profile and less than 1.040 by the next,
+and measured as 1.10."""
 
 CHALLENGERS = 4
 """Policies that gain what is worth it and are rerun to see which of them loses least."""
@@ -149,14 +155,21 @@ class Proposals:
                     self._keep(alike[0], kv)
                     return
 
-    def at(self, risk: float, worth: float | None, stricter: Sequence[Proposal] = ()) -> Proposed:
+    def at(
+        self,
+        risk: float,
+        worth: float | None,
+        stricter: Sequence[Proposal] = (),
+        conceivable: float = math.inf,
+    ) -> Proposed:
         """The candidates at a floor that allows this risk.
 
         worth: None for the fastest at the floor, exits or not. Else a gain in speed over the best decoder
         without exits (the full model, or its head cut to the short list where that keeps the floor): only
         what leaves layers out and could gain so much is a candidate; where nothing that keeps the floor
-        could, the most cautious that could comes first, to be refuted. stricter: candidates of stricter
-        floors, which are candidates here too: what keeps a floor keeps a looser one.
+        could, the most cautious that could is tried, to be refuted, behind the fastest that keeps the floor
+        if that is predicted to gain what is `conceivable`. stricter: candidates of stricter floors, which are
+        candidates here too: what keeps a floor keeps a looser one.
 
         At every target of the rerun risk the fastest, over all strategies, unless it gains less than half of
         what the boldest gains; the most cautious one that is worth it stays.
@@ -173,12 +186,13 @@ class Proposals:
         own = _in_order(usable, without, risk, targets)
         reach = 1.0 + gain(own[-1]) if own else self.replayed_reach(risk)
         least = max(worth or 0.0, HALF * gain(own[-1])) if own else 0.0
+        nearest = [proposal for proposal in own[-1:] if gain(proposal) >= conceivable]
         worthy = [] if worth is None else [proposal for proposal in own if gain(proposal) >= worth]
         own = [*worthy[:1], *(proposal for proposal in own if gain(proposal) >= least)]
         if worth is not None and not own:
             # Should the most cautious that could pay pass, those that are faster are next.
             paying = [proposal for proposal in usable if gain(proposal) >= worth]
-            own = _in_order(paying, without, 1.0)[: self.steps]
+            own = [*nearest, *_in_order(paying, without, 1.0)][: self.steps]
         candidates = {id(proposal): proposal for proposal in (*stricter, *own)}
         ordered = sorted(
             candidates.values(), key=lambda candidate: (candidate.risk, -candidate.relative_cost)
