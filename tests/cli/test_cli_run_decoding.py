@@ -159,6 +159,21 @@ def test_a_further_text_is_the_only_new_work(
     assert len(summary_of(run_folder)["scores"]) == 3
 
 
+def test_what_is_named_beside_takes_turns_and_is_the_only_new_work(
+    arguments: list[object], run_folder: Path
+) -> None:
+    before = {path.parent.name for path in run_folder.glob("tasks/*/*/manifest.json")}
+    run_offramp(*arguments, "--beside", "prune:drop=2", "--beside", "prune:drop=2 + shortlist").require(0)
+    new = [path for path in run_folder.glob("tasks/*/*/manifest.json") if path.parent.name not in before]
+    assert Counter(path.parent.parent.name for path in new) == {"decode": 2}
+    for measurement in summary_of(run_folder)["decoding"]["workloads"]:
+        for name in ("prune", "prune + shortlist"):
+            (contender,) = [one for one in measurement["contenders"] if one["name"] == name]
+            assert contender["full_depth"]
+            assert contender["layers_per_token"] == LAYERS - 1
+            assert contender["executed_agreement"]["value"] <= 1.0
+
+
 def test_a_damaged_measurement_is_made_again(
     arguments: list[object], run_folder: Path, decoded_again: list[Path]
 ) -> None:

@@ -249,6 +249,8 @@ DECODED = [
     (AXES + "[decode]\n", "line 8, decode", 'add "local"'),
     (LOCAL + 'policies = ["tuned"]\n[decode]\n', "line 9, decode", 'add "league"'),
     (LOCAL + "[decode]\nfloor = 0.8\n", "line 9, decode.floor", "no floor 0.8"),
+    (LOCAL + '[decode]\nbeside = ["int8 + exits"]\n', "line 9, decode.beside", "early exit itself"),
+    (LOCAL + '[decode]\nbeside = [""]\n', "line 9, decode.beside", "not empty"),
     (AXES + COMBINED + '["exits"]\n', "line 8, combine", "exits needs a policy"),
     (AXES + COMBINED + '["prompt_lookup"]\npolicy = "never"\n', "line 8, combine", "without exits"),
     (AXES + COMBINED + '["promt_lookup"]\n', "line 9, combine.accelerations", "'prompt_lookup'"),
