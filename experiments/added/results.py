@@ -11,9 +11,10 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from offramp.scoring.estimate import Estimate
@@ -25,6 +26,7 @@ from picture import Bar, Dot, forest, scatter
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "docs" / "results" / "added"
+EXECUTED = "executed"
 IMAGES = ROOT / "docs" / "images"
 PAGES = (ROOT / "docs" / "results" / "README.md",)
 NAMES = {"code": "code", "prose": "prose", "math": "math"}
@@ -69,6 +71,68 @@ def keep(folder: Path) -> None:
         name = "-".join(part for part in (cell.model, cell.transform, text) if part)
         KEPT.mkdir(exist_ok=True)
         (KEPT / f"{name}.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    (KEPT / EXECUTED).mkdir(exist_ok=True)
+    (KEPT / EXECUTED / f"{plan.study.name}.csv").write_text(as_csv(list(executed_rows(folder))))
+
+
+PERIOD, REPEATED = 4, 12
+"""An answer loops whose last tokens, so many, repeat with a period of at most so many."""
+
+
+def loops(answer: Sequence[int]) -> bool:
+    """Whether an answer ends in a loop."""
+    last = answer[-REPEATED:]
+    return len(last) == REPEATED and any(
+        all(last[place] == last[place - period] for place in range(period, REPEATED))
+        for period in range(1, PERIOD + 1)
+    )
+
+
+def executed_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every document that was decoded for a certificate, a line for each policy."""
+    for path in sorted((folder / "executions").glob("*/*.json")):
+        kept = json.loads(path.read_text())
+        for execution in kept["executions"]:
+            agrees = execution["agrees"]
+            yield {
+                "policy": kept["request"]["policy"],
+                "kv": kept["request"]["kv"],
+                "document": execution["document"],
+                "tokens": len(agrees),
+                "wrong": len(agrees) - sum(agrees),
+                "first_is_wrong": int(not agrees[0]),
+                "loops": int(loops(execution["answer"])),
+            }
+
+
+def executed_summary(policy: str, kv: str, folder: Path = KEPT / EXECUTED) -> dict[str, Any]:
+    """Of all documents that a policy decoded for certificates: how many, and what it kept of them.
+
+    The first token comes with the prompt, of which all layers run: kept_after_first leaves it out.
+    kept_without_loops: of documents whose answers do not end in a loop.
+    """
+    rows = [
+        row
+        for path in sorted(folder.glob("*.csv"))
+        for row in csv.DictReader(path.read_text().splitlines())
+        if (row["policy"], row["kv"]) == (policy, kv)
+    ]
+
+    def kept(some: Sequence[Mapping[str, str]], first: int) -> float | None:
+        shares = [
+            1.0 - (int(row["wrong"]) - first * int(row["first_is_wrong"])) / (int(row["tokens"]) - first)
+            for row in some
+            if int(row["tokens"]) > first
+        ]
+        return fmean(shares) if shares else None
+
+    straight = [row for row in rows if row["loops"] == "0"]
+    return {
+        "decoded": len(rows),
+        "kept_after_first": kept(rows, 1),
+        "looping": len(rows) - len(straight),
+        "kept_without_loops": kept(straight, 0),
+    }
 
 
 def kept_measurements(folder: Path = KEPT) -> list[Measured]:
@@ -130,30 +194,6 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-CREDITS = (
-    "model",
-    "text",
-    "transform",
-    "dtype",
-    "floor",
-    "verdict",
-    "policy",
-    "kv",
-    "certified",
-    "documents",
-    "kept",
-    "over",
-    "credit",
-    "low",
-    "high",
-    "speed",
-    "speed_low",
-    "speed_high",
-    "agreement_timed",
-    "prompts",
-)
-
-
 def credit_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
     """One for each floor of each text of each model."""
     rows = []
@@ -167,6 +207,7 @@ def credit_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
             kept = tried.executed if tried else None if verdict.kept is None else verdict.kept.value
             ratio = None if row.contender is None else row.contender.ratio
             agreement = None if row.contender is None else row.contender.executed_agreement
+            kv = (tried.kv if tried else verdict.kv) or ""
             rows.append(
                 {
                     "model": measured.model,
@@ -176,10 +217,11 @@ def credit_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
                     "floor": verdict.floor,
                     "verdict": verdict.decision,
                     "policy": str(tried.policy if tried else verdict.policy),
-                    "kv": (tried.kv if tried else verdict.kv) or "",
+                    "kv": kv,
                     "certified": verdict.certified,
                     "documents": documents,
                     "kept": kept,
+                    **executed_summary(str(tried.policy if tried else verdict.policy), kv),
                     "over": row.over,
                     **dict(zip(("credit", "low", "high"), limits(row.credit), strict=True)),
                     **dict(zip(("speed", "speed_low", "speed_high"), limits(ratio), strict=True)),
