@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offramp_lab.design import FACTORS, LEVELS, half_fraction
+from offramp_lab.design import FACTORS, LEVELS, REPLICATION, half_fraction
 from offramp_lab.recipes import Continued, Dense, Mamba2, Mixture
-from offramp_lab.runs import ARMS, COLUMNS, ENDPOINTS, Study, checked
+from offramp_lab.runs import ARMS, COLUMNS, ENDPOINTS, SKIPPED_THIRD, Study, checked
 
 WORDS = "rain sun cat dog reads writes slowly and then a the of house tree old new runs sees three seven"
 
@@ -129,6 +129,9 @@ def _runs() -> Iterator[dict[str, str]]:
         (32, {"hidden": "192"}),
     ):
         yield {**base, **LLAMA, **size, "run": f"run-{number}", "block": "6"}
+    for number in range(33, 57):
+        positions = LEVELS["positions"][number > 44]
+        yield {**base, **GPT2, "positions": positions, "run": f"run-{number}", "block": REPLICATION}
 
 
 def _models(generator, run, effects, by_tokens, by_step, telling, gained, error) -> Iterator[dict[str, str]]:
@@ -152,6 +155,8 @@ def _models(generator, run, effects, by_tokens, by_step, telling, gained, error)
         "calibration_first": ends["calibration"] - 0.01,
         "calibration_second": ends["calibration"] + 0.01,
     }
+    if run["block"] == REPLICATION:
+        ends |= {name: level(name, 0.3) for name in SKIPPED_THIRD}
     ends["oracle_saturation"] = level("oracle", 0.05) + ends["skipped"]
     ends["skipped_code"] = level("skipped_code", 0.0) + ends["skipped"]
     scores = {name: telling * ends["skipped_code"] + 0.02 * generator.normal() for name in SCORES}
@@ -171,7 +176,9 @@ def _models(generator, run, effects, by_tokens, by_step, telling, gained, error)
             "loss": str(last - 0.4 * doublings),
         }
         row = run | own | {"step": str(step), "tokens": str(tokens)} | values
-        yield {name: row[name] for name in (*COLUMNS, *ENDPOINTS, *(f"score_{one}" for one in SCORES))}
+        yield {
+            name: row.get(name, "") for name in (*COLUMNS, *ENDPOINTS, *(f"score_{one}" for one in SCORES))
+        }
 
 
 def models_of(rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:

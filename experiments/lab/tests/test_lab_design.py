@@ -31,7 +31,7 @@ def test_the_design_is_the_one_that_was_written_down_before() -> None:
 @pytest.mark.parametrize("size", sorted(SIZES))
 def test_runs_of_every_size_match_but_for_those_that_are_to_differ(size: str) -> None:
     runs = design(size, tokens=1000, rate=1e-3)
-    assert len(runs) == 4 + 20 + 8 + 6 * 3 + 4
+    assert len(runs) == 4 + 20 + 8 + 6 * 3 + 4 + 24
     scratch = {name: run.model for name, run in runs.items() if not run.base}
     met = {name: one.active(2048, one.sized(2048)) for name, one in scratch.items()}
     unlike = ("gate-run-01", "gate-run-16", "run-31", "run-32")
@@ -40,7 +40,7 @@ def test_runs_of_every_size_match_but_for_those_that_are_to_differ(size: str) ->
     assert all(met[f"gate-{name}"] < met[name] for name in ("run-01", "run-16"))
     assert met["run-31"] < met["run-16"] < met["run-32"]
     assert [run.recipe.seed for name, run in runs.items() if name.startswith("run") and not run.base] == [
-        *range(1, 33)
+        *range(1, 57)
     ]
     if size == "design":
         assert met["run-01"] == PARAMETERS

@@ -22,6 +22,7 @@ from offramp_lab.effects import (
     flips,
     group_t,
     kind_effects,
+    largest_by_label,
     main_effects,
     orders,
     pair_effects,
@@ -210,6 +211,48 @@ def test_without_an_error_of_a_seed_nothing_is_told() -> None:
         found = main_effects(one, SMALLEST, permutations=99)
         assert set(found["word"]) == {"cannot be told"}
         assert found[["low", "detectable"]].isna().all(axis=None)
+
+
+def test_the_largest_effect_of_any_labels_is_that_of_all_of_them() -> None:
+    """By hand: of 1, 2, 3 and 6 the two largest less the two smallest are 4.5 - 1.5, and one of them less
+    the three others at most 6 - 2; whatever the labels are now."""
+    values = np.array([[1.0], [6.0], [2.0], [3.0]])
+    halves, one = [-0.5, 0.5, -0.5, 0.5], [1.0, -1 / 3, -1 / 3, -1 / 3]
+    assert largest_by_label(np.array([halves, one]), values)[:, 0].tolist() == pytest.approx([3.0, 4.0])
+    generator = np.random.default_rng(2)
+    weights, values = generator.normal(size=(3, 6)), generator.normal(size=(6, 2))
+    every = [np.abs(weights @ values[list(order)]) for order in itertools.permutations(range(6))]
+    assert largest_by_label(weights, values) == pytest.approx(np.max(every, axis=0))
+
+
+def test_no_difference_is_said_only_where_some_labels_would_have_shown_one() -> None:
+    """The same errors twice: in a world where nothing moves the endpoint by what matters, and in one where a
+    factor does, so that the same cells labelled otherwise show it."""
+
+    def told(effects: Values) -> pd.DataFrame:
+        block = world(6)
+        small = replace(block, matched=0.05 * block.matched + SIGNS @ effects / 2)
+        return main_effects(small, SMALLEST, permutations=99).set_index(["name", "endpoint"])
+
+    moved = np.zeros((5, 4))
+    moved[0, 0] = 1.0
+    still, some = told(np.zeros((5, 4))), told(moved)
+    for name in FACTORS[1:]:
+        assert still.loc[name, "a"]["word"] == "cannot be told"
+        assert not still.loc[name, "a"]["could_fail"]
+        assert some.loc[name, "a"]["word"] == "no difference"
+        assert some.loc[name, "a"]["value"] == pytest.approx(still.loc[name, "a"]["value"])
+        assert some.loc[name, "b"]["word"] == "cannot be told"
+    cells = Cells.of(SIGNS, 0.05 * world(6).matched, DENSE["loss"].to_numpy()).values
+    ordered = np.sort(cells[:, 0])
+    reachable = still.loc["mlp", "a"]["reachable"]
+    assert reachable == pytest.approx(ordered[8:].mean() - ordered[:8].mean())
+    # Groups of seeds: had one of them nothing of what the other has.
+    kinds = block_of(2, OF_KINDS, 10.0)
+    first = kind_effects(kinds, SMALLEST | {"a": 20.0}).iloc[0]
+    assert first["reachable"] == pytest.approx(max(kinds.matched[:3, 0].mean(), kinds.matched[3:7, 0].mean()))
+    assert (first["could_fail"], first["word"]) == (False, "cannot be told")
+    assert kind_effects(kinds, SMALLEST | {"a": 9.0}).iloc[0]["word"] == "no difference"
 
 
 def test_all_relabelings_are_there_once() -> None:

@@ -20,10 +20,14 @@ import offramp
 from offramp import InputError, Model
 from offramp_lab import endpoints
 from offramp_lab.endpoints import (
-    AGREEMENT,
     CANDIDATES,
     ENDPOINTS,
+    LOWER,
+    MEASURABLE,
+    OF_REPLICATION,
+    REGISTERED,
     THRESHOLDS,
+    Asked,
     Point,
     Sizes,
     Skipped,
@@ -43,35 +47,54 @@ shares = st.floats(0.0, 1.0, allow_nan=False)
 ten_shares = st.lists(shares, min_size=len(THRESHOLDS), max_size=len(THRESHOLDS))
 
 
-def executed(agreement: list[float], skips: list[float]) -> tuple[Skipped, int]:
+def executed(agreement: list[float], skips: list[float], asked: Asked = REGISTERED) -> tuple[Skipped, int]:
     """What bisection finds where the thresholds do this, and how often it decodes."""
-    asked: list[float] = []
+    tried: list[float] = []
 
     def execute_at(value: float) -> Point:
-        asked.append(value)
-        place = THRESHOLDS.index(value)
+        tried.append(value)
+        place = asked.thresholds.index(value)
         return Point(value, agreement[place], skips[place], skips[place] / 2)
 
-    return find_skipped(execute_at), len(asked)
+    return find_skipped(execute_at, asked), len(tried)
 
 
-@given(ten_shares, ten_shares)
+@given(ten_shares, ten_shares, st.sampled_from([0.8, 0.9, 0.95]))
 @settings(max_examples=200, deadline=None)
-def test_bisection_finds_what_a_scan_of_all_thresholds_finds(rising: list[float], skips: list[float]) -> None:
+def test_bisection_finds_what_a_scan_of_all_thresholds_finds(
+    rising: list[float], skips: list[float], kept: float
+) -> None:
     agreement, skips = sorted(rising), sorted(skips, reverse=True)
-    found, asked = executed(agreement, skips)
+    found, asked = executed(agreement, skips, Asked(kept))
     assert asked <= 4
     assert found.above == pytest.approx(found.share / 2)
     assert found.monotone
-    if agreement[-1] < AGREEMENT:
+    if agreement[-1] < kept:
         assert found.share == 0.0
-    elif agreement[0] >= AGREEMENT:
+    elif agreement[0] >= kept:
         assert (found.share, found.bound) == (skips[0], True)
     else:
-        above = next(place for place, one in enumerate(agreement) if one >= AGREEMENT)
+        above = next(place for place, one in enumerate(agreement) if one >= kept)
         around = slice(above - 1, above + 1)
-        assert found.share == pytest.approx(np.interp(AGREEMENT, agreement[around], skips[around]))
+        assert found.share == pytest.approx(np.interp(kept, agreement[around], skips[around]))
         assert not found.bound
+
+
+def test_the_replication_asks_for_less_agreement_and_leaves_early_exits_out() -> None:
+    assert {name: asked.agreement for name, asked in OF_REPLICATION.items()} == {
+        "skipped_third_80": 0.8,
+        "skipped_third_90": 0.9,
+    }
+    for asked in OF_REPLICATION.values():
+        assert (asked.exits(6), asked.exits(12), asked.exits(7)) == (
+            "2+3+4+5",
+            "4+5+6+7+8+9+10+11",
+            "3+4+5+6",
+        )
+        agreement = [0.4 + 0.04 * place for place in range(len(LOWER))]
+        found, _ = executed(agreement, [0.6 - 0.04 * place for place in range(len(LOWER))], asked)
+        assert found.share == pytest.approx(1.0 - asked.agreement)  # what is skipped and agreement make 1
+    assert REGISTERED.exits(6) == "all"
 
 
 def test_agreement_that_falls_with_the_threshold_is_said() -> None:
@@ -143,20 +166,18 @@ def model(lab_model: Path) -> Model:
     return offramp.load_model(lab_model)
 
 
-def test_what_is_skipped_did_not_run(
-    model: Model, lab_text: LabText, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoints, "THRESHOLDS", (0.05, 0.1, 0.15, 0.2, 0.3, 0.9))
+def test_what_is_skipped_did_not_run(model: Model, lab_text: LabText) -> None:
+    asked = Asked(thresholds=(0.05, 0.1, 0.15, 0.2, 0.3, 0.9))
     prompts = prompts_of(model, lab_text, ["prose", "code"], Sizes(prompts=6, prompt_tokens=8))
     assert len(prompts) == 6
-    found = skipped_layers(model, prompts, NEW)
+    found = skipped_layers(model, prompts, NEW, asked=asked)
     expected = [plainly(model, prompts, one.value) for one in found.points]
     for one, other in zip(found.points, expected, strict=True):
         assert one.agreement == pytest.approx(other.agreement)
         assert one.skipped == pytest.approx(other.skipped)
         assert one.above == pytest.approx(other.above)
     assert len({one.skipped for one in expected}) > 1  # thresholds that differ in what they skip
-    assert min(one.agreement for one in expected) < AGREEMENT
+    assert min(one.agreement for one in expected) < asked.agreement
 
 
 def test_an_end_token_is_a_token_like_others(
@@ -224,6 +245,11 @@ def test_every_endpoint_is_measured_the_same_twice(lab_model: Path, lab_text: La
     assert {name for name, value in first.values.items() if value is None} == {*first.untold}
     assert {*first.executed} == {"skipped", "skipped_lens", "skipped_code"}
     assert {"lens", "trace"} < {*first.seconds}
+    replicated = measure(lab_model, lab_text, endpoints=[*OF_REPLICATION], sizes=SMALL)
+    assert [*replicated.values] == [*OF_REPLICATION] == [*MEASURABLE[len(ENDPOINTS) :]]
+    # Of three layers a third is one: exits 1 and 2, so that less agreement leaves as many out or more.
+    assert replicated.values["skipped_third_80"] >= replicated.values["skipped_third_90"]
+    assert replicated.executed["skipped_third_80"].points[-1].value in LOWER
     with pytest.raises(InputError, match="there is no endpoint 'skiped'"):
         measure(lab_model, lab_text, endpoints=["skiped"])
 

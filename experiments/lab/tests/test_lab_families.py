@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 from lab_worlds import models_of, study_rows
 
-from offramp_lab.claims import CLAIMS, READING, judge
+from offramp_lab.claims import CLAIMS, READING, REPEATED, claims_table, judge
 from offramp_lab.families import analyse
-from offramp_lab.page import choice_sentences, headline, tables_of, write_report
-from offramp_lab.runs import PLANNED, read_models
+from offramp_lab.page import choice_sentences, effect_name, effect_text, headline, tables_of, write_report
+from offramp_lab.runs import PLANNED, REPLICATED, SKIPPED_THIRD, read_models
 from offramp_lab.scores import score_validity
 
-PUBLISHED = Path(__file__).parents[3] / "docs" / "results" / "studies" / "lab" / "tables"
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+PUBLISHED = RESULTS / "studies" / "lab" / "tables"
 CACHED = ("skipped_code", "score_")
 KNOWN = {
     ("norm", "skipped"): -0.15,
@@ -40,7 +41,7 @@ def findings():
 
 
 def words(findings, start: str) -> dict[tuple[str, str], str]:
-    (claim,) = [one for one in CLAIMS if one.said.startswith(start)]
+    (claim,) = [one for one in (*CLAIMS, REPEATED) if one.said.startswith(start)]
     judged = judge(claim, findings)
     return {(one.test, one.endpoint): one.claim_word for one in judged.itertuples()}
 
@@ -109,6 +110,70 @@ def test_a_trend_over_sizes_has_the_error_of_the_corner(findings) -> None:
     assert wide["value"] == pytest.approx((at["run-32"] - at["run-31"]) / 2)
     spread = np.std(at[["run-16", "run-19", "run-20"]], ddof=1)
     assert wide["high"] - wide["value"] == pytest.approx(4.3027 * spread / np.sqrt(2), rel=1e-3)  # t of 2
+
+
+def test_a_trend_over_widths_at_one_loss_alone_is_one_of_training() -> None:
+    """Wider models are as good after half of the tokens, and representation falls with tokens in all."""
+
+    def told(added: float) -> tuple[pd.Series, str]:
+        rows = study_rows(5, by_tokens=-0.05, effects={("width", "representation"): added}, error=0.3)
+        for row in rows:
+            row["loss"] = str(float(row["loss"]) - 0.4 * np.log2(int(row["hidden"]) / 96))
+        found = analyse(models_of(rows), permutations=99)
+        effects = found.families["sizes"].effects.set_index(["name", "endpoint"])
+        word = words(found, "Larger models")["doubling of the width", "representation"]
+        return effects.loc["doubling of the width", "representation"], word
+
+    at_one_loss, word = told(0.0)
+    assert at_one_loss["adjusted"] < 0.05
+    assert at_one_loss["low"] > 0
+    assert at_one_loss["p_at_tokens"] > 0.05
+    assert word == "cannot be told"
+    both, word = told(0.1)
+    assert (both["at_tokens"], both["value"]) == pytest.approx((0.1, 0.15), abs=0.03)
+    assert word == "holds here"
+
+
+def replication(effects: dict[tuple[str, str], float], error: float = 1.0, **more: object):
+    rows = study_rows(7, blocks=("replication",), effects=effects, error=error)
+    return [row | more for row in rows]
+
+
+def test_a_replication_is_judged_by_its_seeds_after_the_same_tokens(tmp_path: Path) -> None:
+    eighty, ninety = SKIPPED_THIRD
+    rows = replication({("positions", eighty): -0.08, ("positions", ninety): 0.001})
+    found = analyse(models_of(rows), permutations=99)
+    assert found.study.runs["block"].value_counts().to_dict() == REPLICATED
+    assert (found.passed, [*found.families]) == (None, ["replication"])
+    assert words(found, REPEATED.said) == {
+        ("rotary - learned", eighty): "holds here",
+        ("rotary - learned", ninety): "does not",
+    }
+    last = found.study.runs.groupby("positions")[eighty]
+    (effect, _) = found.families["replication"].effects.itertuples()
+    assert effect.value == pytest.approx(last.mean()["rotary"] - last.mean()["learned"])
+    spread = np.sqrt(last.var().mean() * 2 / 12)
+    assert effect.high - effect.value == pytest.approx(2.0739 * spread, rel=1e-3)  # t of 22
+    assert claims_table(found)["word"].tolist() == ["holds here", "does not"]
+    write_report(found, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    said = "Of 2 tests registered for a replication with small models 1 holds here and 1 finds nothing"
+    assert said in headline(found)
+    assert said in page
+    assert "The gate" not in page
+    both = [*study_rows(1, blocks=("gate", "1"), gained=0.03), *rows]
+    assert analyse(models_of(both), permutations=99).families == {}, "depth is idle"
+
+
+def test_a_replication_in_which_there_is_nothing_to_lose_tells_nothing() -> None:
+    little = {("dense", name): -0.28 for name in SKIPPED_THIRD}
+    found = analyse(models_of(replication(little, 0.2)), permutations=99)
+    assert {*words(found, REPEATED.said).values()} == {"cannot be told"}
+    assert not found.families["replication"].effects["could_fail"].any()
+    rows = replication({})
+    rows[-1] |= {"tokens": "1"}
+    (note,) = analyse(models_of(rows), permutations=99).families["replication"].notes
+    assert note == "trainings ended after different numbers of tokens"
 
 
 SIZES = {f"run-{number}" for number in (16, 19, 20, 29, 30, 31, 32)}
@@ -255,12 +320,32 @@ def test_the_published_tables_follow_from_the_published_runs(tmp_path: Path) -> 
     for name in ("claims", "matched"):
         ours = (tmp_path / "tables" / f"{name}.csv").read_text()
         assert ours == (PUBLISHED / f"{name}.csv").read_text(), name
-    for name in ("effects", "scores", "scores_without_recurrent"):  # last bits of fits depend on libraries
+    for name in (
+        "effects",
+        "equal_tokens",
+        "scores",
+        "scores_without_recurrent",
+    ):  # last bits of fits depend on libraries
         found, published = (pd.read_csv(place / f"{name}.csv") for place in (tmp_path / "tables", PUBLISHED))
         pd.testing.assert_frame_equal(found, published, rtol=1e-9, atol=1e-12)
     page = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
     for said in (headline(findings), "opposite here", "layers skipped, KL lens", "p 0.018", "<svg"):
         assert said in page
+    # Why what was called "does not" cannot be told, and a trend over widths neither.
+    assert "these runs could have shown no more than 0.033: the test could not have failed" in page
+    assert "+0.001 (p 0.857) after the same tokens" in page
+
+
+def test_the_written_table_at_equal_tokens_is_that_of_the_runs() -> None:
+    """Whole lines of docs/results/lab.md, made again from the published runs."""
+    table = tables_of(analyse(read_models(PUBLISHED / "runs.csv"), permutations=1))["equal_tokens"]
+    written = (RESULTS / "lab.md").read_text(encoding="utf-8").splitlines()
+    groups = table.groupby("name", sort=False)
+    assert len(groups) == 6
+    for name, some in groups:
+        figures = " | ".join(effect_text(one) for one in some.to_dict("records"))
+        assert f"| {effect_name(str(name))} | {some['cells'].iloc[0]} | {figures} |" in written
+    assert {*table["tokens"]} == {5_000_192}
 
 
 def test_a_page_says_what_a_world_holds(findings, tmp_path: Path) -> None:
@@ -275,7 +360,7 @@ def test_a_page_says_what_a_world_holds(findings, tmp_path: Path) -> None:
     ):
         assert said in page
     assert {*tables_of(findings)} == {
-        *("left_out", "effects", "claims", "scores", "scores_without_recurrent", "matched")
+        *("left_out", "effects", "claims", "scores", "scores_without_recurrent", "matched", "equal_tokens")
     }
     idle = analyse(models_of(study_rows(1, gained=0.03)), permutations=99)
     write_report(idle, tmp_path / "idle")

@@ -16,10 +16,12 @@ from lab_worlds import sentences
 
 import offramp
 import offramp_lab
+from offramp_lab.design import REPLICATION
 from offramp_lab.study import read_study
 from offramp_lab.text import read_text
 from offramp_lab.train import train
 
+LAB = Path(__file__).parents[1]
 RUNS = ("run-01", "run-16", "run-25", "run-01-continued", "run-31")
 STUDY = f"""runs = {[*RUNS]}
 size = "smoke"
@@ -131,9 +133,25 @@ def test_a_wrong_file_is_refused_by_its_key(tmp_path: Path, change: tuple[str, s
 def test_the_registered_study_lists_its_runs() -> None:
     from offramp_lab.design import design
 
-    study = read_study(Path(__file__).parents[1] / "study.toml")
-    assert {*study.runs} == {*design("narrow", tokens=1, rate=1.0)}
-    assert (study.size, study.rate, study.tokens) == ("narrow", 0.004, 5_000_000)
+    study, replication = (read_study(LAB / f"{name}.toml") for name in ("study", "replication"))
+    every = design("narrow", tokens=1, rate=1.0)
+    repeated = {name for name, run in every.items() if run.block == REPLICATION}
+    assert ({*study.runs}, {*replication.runs}) == ({*every} - repeated, repeated)
+    for one in (study, replication):
+        assert (one.size, one.rate, one.tokens) == ("narrow", 0.004, 5_000_000)
+
+
+def test_the_replication_differs_in_positions_alone() -> None:
+    from offramp_lab.design import design
+
+    runs = design("narrow", tokens=5_000_000, rate=0.004, checkpoints=1)
+    recipes = [run.recipe for run in runs.values() if run.block == REPLICATION]
+    first = runs["run-01"].recipe
+    own = {"seed", "positions", "against", "factor"}
+    assert {one.model_dump_json(exclude=own) for one in recipes} == {first.model_dump_json(exclude=own)}
+    assert [one.positions for one in recipes] == ["learned"] * 12 + ["rotary"] * 12
+    sizes = {one.weights(2048, one.sized(2048)) for one in recipes}
+    assert max(sizes) / min(sizes) < 1.01
 
 
 def test_nothing_of_offramp_is_used_but_its_public_names() -> None:

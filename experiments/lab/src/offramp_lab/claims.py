@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from offramp_lab.design import REPLICATION
 from offramp_lab.effects import CORNERS_NAME, NEWER, UNTOLD
 from offramp_lab.families import SPED, WIDER, Findings
 from offramp_lab.runs import (
@@ -17,6 +18,7 @@ from offramp_lab.runs import (
     REPRESENTATION_LENS,
     SKIPPED,
     SKIPPED_LENS,
+    SKIPPED_THIRD,
 )
 
 WORDS = ("holds here", "representation", "readout", "opposite here", "does not", UNTOLD)
@@ -53,6 +55,16 @@ CLAIMS = (
     Claim(SCORE_CLAIM, ("6",), {}),
     Claim("A token that needs more steps needs more layers", ("8",), {DEPTH: 1}),
 )
+REPEATED = Claim(
+    "Rotary positions leave fewer layers to skip", (REPLICATION,), dict.fromkeys(SKIPPED_THIRD, -1)
+)
+"""What the replication tests: no claim of the study, but what an exploratory look at its runs showed."""
+
+
+def claims_of(findings: Findings) -> tuple[Claim, ...]:
+    """The claims that runs are there for."""
+    repeated = (REPEATED,) if REPLICATION in findings.families else ()
+    return (*CLAIMS, *repeated) if findings.passed else repeated
 
 
 def judge(claim: Claim, findings: Findings) -> pd.DataFrame:
@@ -102,7 +114,7 @@ def words_of(judged: pd.DataFrame) -> list[tuple[str, int]]:
 def claims_table(findings: Findings) -> pd.DataFrame:
     """A row for each test of each claim, and for each claim without one."""
     rows = []
-    for claim in CLAIMS:
+    for claim in claims_of(findings):
         judged = judge(claim, findings)
         tests = judged[["test", "endpoint", "claim_word"]].itertuples(index=False, name=None)
         rows += [(claim.said, *test) for test in tests] or [(claim.said, "", "", "no test")]

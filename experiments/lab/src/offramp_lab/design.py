@@ -39,11 +39,16 @@ LAYERS, HIDDEN, HEAD_SIZE, GATE_LAYERS = 12, 96, 16, 4
 PARAMETERS = 1_553_088
 """Of the GPT-2-like corner, its feed-forward width four times the hidden size, its vocabulary 2,048."""
 
+REPLICATION = "replication"
+"""A block that is a study of its own."""
+
 GPT2_LIKE, LLAMA_LIKE = 1, 16
 """Runs of the two corners of interest."""
 
 MORE_SEEDS = {17: GPT2_LIKE, 18: GPT2_LIKE, 19: LLAMA_LIKE, 20: LLAMA_LIKE}
 MIXTURES, STATE_SPACES, SIZES_FROM = range(21, 25), range(25, 29), 29
+LEARNED, ROTARY = range(33, 45), range(45, 57)
+"""Runs of the replication: the GPT-2-like corner, and the same with rotary positions."""
 BASES = (GPT2_LIKE, 17, 18, LLAMA_LIKE, 19, 20)
 ARMS = {"4": ("continued", "early_exit_loss"), "5": ("tuned",)}
 """By block what each base goes on with."""
@@ -91,9 +96,9 @@ everything works, a larger one."""
 class Run:
     """One training of a study.
 
-    block: "pilot", "gate" or "1" to "6". model: the recipe that its model's sizes are from: its own, or that
-    of the run that it goes on from (base). arm: what is done to that. again: the run that diverged, in the
-    place of which it is trained.
+    block: "pilot", "gate", "1" to "6" or REPLICATION. model: the recipe that its model's sizes are from: its
+    own, or that of the run that it goes on from (base). arm: what is done to that. again: the run that
+    diverged, in the place of which it is trained.
     """
 
     name: str
@@ -135,7 +140,7 @@ def half_fraction() -> tuple[dict[str, str], ...]:
 def design(
     size: str, *, tokens: int, rate: float, vocabulary: int = VOCABULARY, checkpoints: int = 8
 ) -> dict[str, Run]:
-    """Every run by name: four of the gate, runs 1 to 28, those that go on, and 29 to 32.
+    """Every run by name: four of the gate, runs 1 to 28, those that go on, 29 to 32, and the replication's.
 
     A run's number is its seed, those of the gate have their corner's: two have its width, and two beside them
     its number of parameters. Those that go on are named after their base, and what is done to it.
@@ -179,8 +184,8 @@ def design(
         for base in BASES
         for arm in arms
     }
-    sizes = {name: run for name, run in found.items() if run.block == "6"}
-    return {**{name: run for name, run in found.items() if name not in sizes}, **going_on, **sizes}
+    after = {name: run for name, run in found.items() if run.block in ("6", REPLICATION)}
+    return {**{name: run for name, run in found.items() if name not in after}, **going_on, **after}
 
 
 def _from_scratch(fixed: Mapping[str, Any]) -> list[tuple[str, FromScratch]]:
@@ -213,6 +218,9 @@ def _from_scratch(fixed: Mapping[str, Any]) -> list[tuple[str, FromScratch]]:
     for seed, hidden in ((31, HIDDEN // 2), (32, 2 * HIDDEN)):
         wide = {"hidden": hidden, "width": width * hidden // HIDDEN, "query_heads": hidden // HEAD_SIZE}
         found.append((run_name(seed), dense(LLAMA_LIKE, seed, **wide)))
+    for seed in LEARNED:
+        found.append((run_name(seed), dense(GPT2_LIKE, seed, against=gpt2, factor="seed")))
+    found += [(run_name(seed), dense(GPT2_LIKE, seed, positions="rotary")) for seed in ROTARY]
     return found
 
 
@@ -257,8 +265,8 @@ def block_of(name: str) -> str:
     """The block of a run that is trained from scratch."""
     if name.startswith("gate"):
         return "gate"
-    starts = (1, LLAMA_LIKE + 1, MIXTURES[0], SIZES_FROM)
-    return "1236"[sum(int(name.removeprefix("run-")) >= start for start in starts) - 1]
+    starts = {1: "1", LLAMA_LIKE + 1: "2", MIXTURES[0]: "3", SIZES_FROM: "6", LEARNED[0]: REPLICATION}
+    return starts[max(start for start in starts if start <= int(name.removeprefix("run-")))]
 
 
 def stands_for(run: Run) -> tuple[str, str] | None:

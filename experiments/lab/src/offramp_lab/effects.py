@@ -26,6 +26,7 @@ from offramp_lab.runs import (
     REPRESENTATION_LENS,
     SKIPPED,
     SKIPPED_LENS,
+    SKIPPED_THIRD,
     Block,
     Signs,
     Values,
@@ -38,6 +39,7 @@ PERMUTATIONS = 9_999
 SMALLEST: Mapping[str, float] = {
     SKIPPED: 0.05,
     SKIPPED_LENS: 0.05,
+    **dict.fromkeys(SKIPPED_THIRD, 0.05),
     REPRESENTATION: 0.03,
     REPRESENTATION_LENS: 0.03,
     CALIBRATION: 0.03,
@@ -67,18 +69,27 @@ def make_effects(
     adjusted: Values,
     limit: float,
     smallest: Mapping[str, float],
+    reachable: Values | None = None,
     with_loss: tuple[Values, Values] | None = None,
+    at_tokens: tuple[Values, Values] | None = None,
 ) -> pd.DataFrame:
     """A row for each test: effect, interval and word ("lower", "higher", "no difference", UNTOLD).
 
     tests: endpoints outermost. values, adjusted, errors: float64 [tests] or [compared, endpoints]; errors by
     the error of a seed, 0 or NaN for none, and then there is no interval. adjusted: p-values, over all that
     is tested together. limit: of the largest |t| by chance the 95 % point; `detectable` is it and t at 80 %,
-    times the error. smallest: by endpoint. with_loss: effects and unadjusted p-values at the last step, with
-    the last loss as covariate, where that is asked for.
+    times the error. smallest: by endpoint. reachable: like values, the largest effect that the same figures
+    could have shown; None where nothing bounds it. Where even that would have been called "no difference"
+    the test could not have failed, and says nothing (`could_fail`).
+
+    with_loss, at_tokens: effects and unadjusted p-values at the last step, with the last loss as covariate,
+    and after the same tokens, where these are asked for: "lower" and "higher" need each of them too.
     """
+    none = np.full_like(values, np.nan)
     columns = {"value": values, "error": errors, "adjusted": adjusted}
-    columns["with_loss"], columns["p_with_loss"] = with_loss or (np.full_like(values, np.nan),) * 2
+    columns["reachable"] = none if reachable is None else reachable
+    columns["with_loss"], columns["p_with_loss"] = with_loss or (none, none)
+    columns["at_tokens"], columns["p_at_tokens"] = at_tokens or (none, none)
     found = pd.DataFrame(tests, columns=["name", "endpoint"]).assign(
         family=family, **{name: column.T.ravel() for name, column in columns.items()}
     )
@@ -86,9 +97,13 @@ def make_effects(
     quantile = {share: float(student.ppf(share, freedom)) for share in (0.8, 0.95, 0.975)}
     found["low"], found["high"] = value - quantile[0.975] * error, value + quantile[0.975] * error
     found["detectable"] = (limit + quantile[0.8]) * error
-    agrees = (found["with_loss"] * value > 0) & (found["p_with_loss"] <= LEVEL)
-    sure = (found["adjusted"] <= LEVEL) & (found["low"] * found["high"] > 0) & (agrees | (with_loss is None))
-    small = value.abs() + quantile[0.95] * error < found["endpoint"].map(smallest).fillna(0.0)
+    sure = (found["adjusted"] <= LEVEL) & (found["low"] * found["high"] > 0)
+    for name, asked in (("with_loss", with_loss), ("at_tokens", at_tokens)):
+        if asked is not None:
+            sure &= (found[name] * value > 0) & (found[f"p_{name}"] <= LEVEL)
+    half, matters = quantile[0.95] * error, found["endpoint"].map(smallest).fillna(0.0)
+    found["could_fail"] = ~(found["reachable"] + half < matters)  # also where nothing bounds it
+    small = (value.abs() + half < matters) & found["could_fail"]
     words = [np.where(value > 0, "higher", "lower"), np.full(len(found), "no difference")]
     found["word"] = np.select([sure, small], words, default=UNTOLD)
     return found[COLUMNS]
@@ -96,7 +111,7 @@ def make_effects(
 
 COLUMNS = [
     *("family", "name", "endpoint", "value", "low", "high", "adjusted", "detectable", "word"),
-    *("with_loss", "p_with_loss"),
+    *("reachable", "could_fail", "with_loss", "p_with_loss", "at_tokens", "p_at_tokens"),
 ]
 NONE = pd.DataFrame(columns=COLUMNS)
 
@@ -140,6 +155,17 @@ def beyond_rounding(squares: Values, values: Values) -> Values:
 def largest_limit(chance: Values) -> float:
     """The 95 % point of the largest |t| by chance. chance: [permutations, ...]."""
     return float(np.quantile(np.abs(chance).reshape(len(chance), -1).max(1), 1 - LEVEL))
+
+
+def largest_by_label(weights: Values, values: Values) -> Values:
+    """The largest |effect| that units could show if their labels were dealt otherwise, [effects, endpoints].
+
+    An effect is a sum of weights times values; it is largest where both are in one order (or in opposite
+    ones). Of 16 cells, 8 of either level: the mean of the 8 largest less that of the 8 smallest. weights:
+    [effects, units]; values: [units, endpoints].
+    """
+    weights, values = np.sort(weights, axis=1), np.sort(values, axis=0)
+    return np.maximum(np.abs(weights @ values), np.abs(weights @ values[::-1]))
 
 
 def ratio(above: Values, below: Values) -> Values:
@@ -195,9 +221,7 @@ class Cells:
 
         Cells of more seeds count as surer.
         """
-        design = with_mean(columns)
-        weights = 2 * np.linalg.inv(design.T @ design) @ design.T
-        spread = np.sqrt((weights**2 / self.seeds).sum(1))[1 : 1 + columns.shape[1]]
+        spread = np.sqrt((weights_of(columns) ** 2 / self.seeds).sum(1))
         return np.asarray(np.outer(spread, np.sqrt(self.variance)))
 
 
@@ -207,6 +231,12 @@ def with_mean(columns: Values, covariate: Values | None = None) -> Values:
     if covariate is not None:
         parts.append((covariate - covariate.mean())[:, None])
     return np.concatenate(parts, axis=1)
+
+
+def weights_of(columns: Values) -> Values:
+    """With what each cell counts in the effect (plus minus minus) of each column, [columns, cells]."""
+    design = with_mean(columns)
+    return np.asarray(2 * (np.linalg.inv(design.T @ design) @ design.T)[1:])
 
 
 def fitted(columns: Values, values: Values) -> tuple[Values, Values, Values]:
@@ -257,6 +287,7 @@ def main_effects(
         adjusted=step_down(t, chance),
         limit=largest_limit(chance),
         smallest=smallest,
+        reachable=largest_by_label(weights_of(columns), cells.values),
         with_loss=contrasts_of(design, last.values, each),
     )
     if varied[: len(NEWER)] != list(range(len(NEWER))):
@@ -274,8 +305,25 @@ def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _corners(
     block: Block, signs: Signs, with_loss: tuple[Values, Values], smallest: Mapping[str, float]
 ) -> pd.DataFrame:
-    """Llama-like less GPT-2-like at matched loss, by the error of their seeds; none without either."""
+    """Llama-like less GPT-2-like at matched loss."""
     old, new = (block.matched[(signs == corner).all(1)] for corner in CORNERS.values())
+    of_corners = (with_loss[0][0], with_loss[1][0])
+    return seeds_apart("corners", CORNERS_NAME, block.endpoints, old, new, smallest, with_loss=of_corners)
+
+
+def seeds_apart(
+    family: str,
+    name: str,
+    endpoints: Sequence[str],
+    old: Values,
+    new: Values,
+    smallest: Mapping[str, float],
+    with_loss: tuple[Values, Values] | None = None,
+) -> pd.DataFrame:
+    """The new less the old by the error of their seeds, p by Holm over endpoints; none without either.
+
+    old, new: float64 [seeds, endpoints].
+    """
     freedom = len(old) + len(new) - 2
     if not (len(old) and len(new) and freedom):
         return NONE
@@ -284,15 +332,16 @@ def _corners(
     errors = np.sqrt(pooled * (1 / len(old) + 1 / len(new)))
     values = new.mean(0) - old.mean(0)
     return make_effects(
-        "corners",
-        [(CORNERS_NAME, endpoint) for endpoint in block.endpoints],
+        family,
+        [(name, endpoint) for endpoint in endpoints],
         values,
         errors,
         freedom=freedom,
         adjusted=holm(two_sided(values, errors, freedom)),
         limit=float(student.ppf(1 - LEVEL / 2 / len(values), freedom)),
         smallest=smallest,
-        with_loss=(with_loss[0][0], with_loss[1][0]),
+        reachable=np.maximum(old.mean(0), new.mean(0)),  # had one of them nothing of what the other has
+        with_loss=with_loss,
     )
 
 
@@ -392,6 +441,7 @@ def kind_effects(block: Block, smallest: Mapping[str, float] = SMALLEST) -> pd.D
     if len(kinds) < 2 or freedom < 2:  # the covariate takes another one
         return NONE
     t, differences, errors = group_t(block.matched[order], sizes, relabelings(sizes))
+    means = np.stack([one.mean(0) for one in np.split(block.matched[order], np.cumsum(sizes)[:-1])])
     losses = block.runs["loss"].to_numpy()[order]
     member = np.repeat(np.eye(len(sizes)), sizes, axis=0)
     less_next = np.eye(len(sizes), len(sizes) + 1) - np.eye(len(sizes), len(sizes) + 1, k=1)
@@ -409,6 +459,7 @@ def kind_effects(block: Block, smallest: Mapping[str, float] = SMALLEST) -> pd.D
         adjusted=step_down(t[0], t[1:]),
         limit=largest_limit(t),
         smallest=smallest,
+        reachable=np.maximum(means[:-1], means[1:]),  # as of two corners
         with_loss=contrasts_of(design, block.last[order], less_next[:-1]),
     )
 
@@ -438,10 +489,11 @@ def flip_effects(
     *,
     permutations: int,
     seed: int = 0,
+    reachable: Values | None = None,
 ) -> pd.DataFrame:
     """Whether means are 0, all tested together by flips of the units' signs; none with fewer than two units.
 
-    values: float64 [units, tests].
+    values: float64 [units, tests]. reachable: float64 [tests], of differences between what has a bound.
     """
     if len(values) < 2:
         return NONE
@@ -455,4 +507,5 @@ def flip_effects(
         adjusted=step_down(t[0], t[1:]),
         limit=largest_limit(t),
         smallest=smallest,
+        reachable=reachable,
     )

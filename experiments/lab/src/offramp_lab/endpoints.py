@@ -7,6 +7,7 @@ As `docs/preregistered.md` has them: P1 and P2 (`skipped`, `skipped_lens`), P3 a
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ from offramp import (
 )
 from offramp_lab import family
 from offramp_lab.depth import RequiredDepth, answers_of, has_tokenizer_of, required_depth
+from offramp_lab.runs import SKIPPED_THIRD
 from offramp_lab.sources import NaturalKind, Part
 from offramp_lab.text import LabText, sha256_of
 
@@ -48,6 +50,7 @@ ENDPOINTS = (
     "skipped_code",
     "scores",
 )
+"""Of the registered study."""
 
 CANDIDATES = {
     **dict.fromkeys(("representation", "increment", "calibration", "composite"), 1),
@@ -65,9 +68,34 @@ CHARACTERS = 1 << 14
 DRAWS = 40
 """Of documents behind intervals that nobody reads here: as few as there may be."""
 
-AGREEMENT = 0.95
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 """On an exit's largest probability."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What layers skipped are asked for: the agreement that must be kept, thresholds that are tried,
+    ascending, and whether exits before a third of the depth are left out."""
+
+    agreement: float = 0.95
+    thresholds: tuple[float, ...] = THRESHOLDS
+    from_third: bool = False
+
+    def exits(self, layers: int) -> str:
+        """The exits, as a policy takes them. From a third on, of 6 layers: 2 to 5."""
+        first = math.ceil(layers / 3)
+        return "+".join(map(str, range(first, layers))) if self.from_third else "all"
+
+
+REGISTERED = Asked()
+LOWER = (0.1, 0.15, 0.2, 0.25, *THRESHOLDS)
+OF_REPLICATION = {
+    name: Asked(agreement, LOWER, from_third=True)
+    for name, agreement in zip(SKIPPED_THIRD, (0.8, 0.9), strict=True)
+}
+"""Endpoints of the replication."""
+
+MEASURABLE = (*ENDPOINTS, *OF_REPLICATION)
 
 
 @dataclass(frozen=True)
@@ -107,16 +135,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Skipped:
-    """The share of layers skipped at AGREEMENT, and the thresholds that were executed, ascending.
+    """The share of layers skipped at the agreement asked for, and the executed thresholds, ascending.
 
-    Between the two neighbouring thresholds around AGREEMENT it is interpolated linearly in agreement. 0 if
-    the largest falls short; that of the smallest if this keeps AGREEMENT already: then it is a lower bound.
+    Between the two neighbouring thresholds around that agreement it is interpolated linearly in agreement. 0
+    if the largest falls short; that of the smallest if this keeps it already: then it is a lower bound.
     above: likewise of the layers above where tokens left.
     """
 
     share: float
     above: float
     points: tuple[Point, ...]
+    asked: Asked = REGISTERED
 
     @property
     def monotone(self) -> bool:
@@ -125,31 +154,37 @@ class Skipped:
 
     @property
     def bound(self) -> bool:
-        """Whether the smallest threshold kept AGREEMENT, so that at least so much is skipped."""
-        return self.points[0].value == THRESHOLDS[0] and self.points[0].agreement >= AGREEMENT
+        """Whether the smallest threshold kept the agreement, so that at least so much is skipped."""
+        smallest = self.points[0]
+        return smallest.value == self.asked.thresholds[0] and smallest.agreement >= self.asked.agreement
 
 
-def find_skipped(execute_at: Callable[[float], Point]) -> Skipped:
-    """Bisect THRESHOLDS for the smallest that keeps AGREEMENT. execute_at: decodes with one."""
+def find_skipped(execute_at: Callable[[float], Point], asked: Asked = REGISTERED) -> Skipped:
+    """Bisect for the smallest threshold that keeps the agreement. execute_at: decodes with one."""
+    agreement, thresholds = asked.agreement, asked.thresholds
     points: dict[int, Point] = {}
-    short, kept = -1, len(THRESHOLDS)  # the last place that falls short, the first that keeps it
+    short, kept = -1, len(thresholds)  # the last place that falls short, the first that keeps it
     while kept - short > 1:
         place = (short + kept) // 2
-        points[place] = execute_at(THRESHOLDS[place])
-        short, kept = (short, place) if points[place].agreement >= AGREEMENT else (place, kept)
+        points[place] = execute_at(thresholds[place])
+        short, kept = (short, place) if points[place].agreement >= agreement else (place, kept)
     executed = tuple(points[place] for place in sorted(points))
-    if kept == len(THRESHOLDS):
-        return Skipped(0.0, 0.0, executed)
+    if kept == len(thresholds):
+        return Skipped(0.0, 0.0, executed, asked)
     above, below = points[kept], points.get(short)
     if below is None:
-        return Skipped(above.skipped, above.above, executed)
-    part = (AGREEMENT - below.agreement) / (above.agreement - below.agreement)
+        return Skipped(above.skipped, above.above, executed, asked)
+    part = (agreement - below.agreement) / (above.agreement - below.agreement)
     skipped = below.skipped + part * (above.skipped - below.skipped)
-    return Skipped(skipped, below.above + part * (above.above - below.above), executed)
+    return Skipped(skipped, below.above + part * (above.above - below.above), executed, asked)
 
 
 def skipped_layers(
-    model: Model, prompts: Sequence[Sequence[int]], new_tokens: int, heads: Any = None
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    heads: Any = None,
+    asked: Asked = REGISTERED,
 ) -> Skipped:
     """Decode all prompts side by side with one threshold after the other, each to so many new tokens.
 
@@ -159,7 +194,7 @@ def skipped_layers(
     endless = replace(model, eos_token_ids=())
 
     def execute_at(value: float) -> Point:
-        policy = f"threshold:signal=max_prob,value={value:g},exits=all"
+        policy = f"threshold:signal=max_prob,value={value:g},exits={asked.exits(model.layers)}"
         rows = execute(endless, prompts, policy, kv="propagate", heads=heads, new_tokens=new_tokens)
         for row in rows:
             if row.problem is not None:
@@ -171,7 +206,7 @@ def skipped_layers(
         left = sum(sum(row.exits[1:]) for row in rows)  # the first token is the prompt's
         return Point(value, agreeing / new, 1.0 - ran / whole, 1.0 - left / whole)
 
-    return find_skipped(execute_at)
+    return find_skipped(execute_at, asked)
 
 
 def works_of(text: LabText, part: Part, kinds: Sequence[NaturalKind]) -> Workload:
@@ -237,16 +272,16 @@ def measure(
 
     source: a folder, a name as `offramp.load_model` takes it, in float32 on the device; or a loaded model. A
     model of another tokenizer than the text's reads the same works by its own, and has no required depth.
-    endpoints: some of ENDPOINTS. seed: of the lens, and of draws.
+    endpoints: some of MEASURABLE. seed: of the lens, and of draws.
 
     Raises InputError for an unknown endpoint, and a text without prose or code; what offramp raises for what
     is no model, or one whose numbers are not finite.
     """
-    if unknown := [name for name in endpoints if name not in ENDPOINTS]:
+    if unknown := [name for name in endpoints if name not in MEASURABLE]:
         raise InputError(
             f"there is no endpoint {unknown[0]!r}",
             where="endpoints",
-            fix=f"choose of: {', '.join(ENDPOINTS)}",
+            fix=f"choose of: {', '.join(MEASURABLE)}",
         )
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -259,7 +294,7 @@ def measure(
             )
         found = Endpoints(model, text, seed, sizes)
         with model.evaluating():
-            for name in ENDPOINTS:
+            for name in MEASURABLE:
                 if name in endpoints:
                     with found.timed(name):
                         found.measure(name)
@@ -303,7 +338,8 @@ class Endpoints:
             kinds: tuple[NaturalKind, ...] = ("code",) if name == "skipped_code" else ("prose", "code")
             prompts = prompts_of(self.model, self.text, kinds, self.sizes)
             heads = self.lens if name == "skipped_lens" else None
-            self.executed[name] = skipped_layers(self.model, prompts, self.sizes.new_tokens, heads)
+            asked = OF_REPLICATION.get(name, REGISTERED)
+            self.executed[name] = skipped_layers(self.model, prompts, self.sizes.new_tokens, heads, asked)
             values[name] = self.executed[name].share
         elif name == "representation":
             values[name] = score(self.traced, draws=DRAWS).representation.value

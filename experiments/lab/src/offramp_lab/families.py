@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from offramp_lab.design import FACTORS, LEVELS
+from offramp_lab.design import FACTORS, LEVELS, REPLICATION
 from offramp_lab.effects import (
     NONE,
     PERMUTATIONS,
@@ -23,6 +24,7 @@ from offramp_lab.effects import (
     main_effects,
     make_effects,
     pair_effects,
+    seeds_apart,
     tells_apart,
     two_sided,
 )
@@ -39,12 +41,14 @@ from offramp_lab.runs import (
     MAMBA,
     ORACLE,
     PLAIN,
+    REPLICATED,
     REPRESENTATION,
     REPRESENTATION_LENS,
     SCORE,
     SKIPPED,
     SKIPPED_CODE,
     SKIPPED_LENS,
+    SKIPPED_THIRD,
     TUNED,
     Block,
     Signs,
@@ -69,6 +73,8 @@ DOUBLINGS, MORE_STEPS = 7, 5
 """Between the first kept model and the last; between k = 1 and k = 6."""
 
 WIDER, DEEPER = "doubling of the width", "doubling of the depth"
+ROTARY = "rotary - learned"
+"""What the replication compares."""
 
 USED = 0.05
 """Nats by which the deeper model of the gate has to be better."""
@@ -92,7 +98,8 @@ class Findings:
 
     gate: by corner the last validation losses of the `deep` model, the `shallow` one, and the shallow one of
     as many parameters (`wide`), NaN for none; layers of both; and what the deep one has `gained`. families:
-    by their number, in the order of the page; none where the gate is not passed. validity: of family 6.
+    by their number, in the order of the page; none where the gate is not passed, only a replication's where
+    there is none. validity: of family 6.
     """
 
     study: Study
@@ -118,8 +125,11 @@ def analyse(models: pd.DataFrame, *, permutations: int = PERMUTATIONS, seed: int
     """Everything that the kept models of a study's runs tell; only the gate where it is not passed."""
     study = Study(models)
     found = Findings(study, find_gate(study))
-    if not found.passed:
+    if found.passed is False:
         return found
+    replicated = replication_family(study)
+    if found.passed is None:
+        return replace(found, families=replicated)
     factorial, kinds, sizes = study.of("1", "2"), study.of("3"), study.of("6")
     corner = in_corner(factorial, "Llama-like")
     with_kinds, with_sizes = pd.concat([corner, kinds]), pd.concat([corner, sizes])
@@ -132,6 +142,7 @@ def analyse(models: pd.DataFrame, *, permutations: int = PERMUTATIONS, seed: int
         "6": score,
         **trend_families(study, factorial, permutations, seed),
         "sizes": size_family(study, corner, sizes),
+        **replicated,
     }
     return replace(found, families=families, validity=validity)
 
@@ -196,10 +207,15 @@ def _untested(signs: Signs) -> Iterator[str]:
 
 def _block_notes(block: Block, asked: Sequence[str] = MATCHED) -> Iterator[str]:
     yield f"compared at a validation loss of {block.loss:.3f}"
-    yield from (f"{name} was not measured" for name in asked if name not in block.endpoints)
-    yield from (f"{run} is left out: {what} was not measured" for run, what in block.not_measured.items())
+    yield from _lacking(block, asked)
     if block.below:
         yield f"at or below that loss from their first model on, which is taken: {', '.join(block.below)}"
+
+
+def _lacking(block: Block, asked: Sequence[str]) -> Iterator[str]:
+    """Endpoints that no run has, and runs that lack what others have."""
+    yield from (f"{name} was not measured" for name in asked if name not in block.endpoints)
+    yield from (f"{run} is left out: {what} was not measured" for run, what in block.not_measured.items())
 
 
 def kind_family(study: Study, with_corner: pd.DataFrame, runs: pd.DataFrame) -> Family:
@@ -274,7 +290,17 @@ def _paired(
     named = [(f"{more} - {less}", endpoint) for more, less, endpoint in itertools.compress(tests, kept)]
     effects = NONE
     if kept.any():
-        effects = flip_effects(key, named, values[whole][:, kept], SMALLEST, permutations=permutations)
+        measured = itertools.compress(tests, kept)
+        means = wide.loc[wide.index.get_level_values("base").isin(bases[whole])].groupby("arm").mean()
+        reachable = [means[endpoint].reindex([more, less]).max() for more, less, endpoint in measured]
+        effects = flip_effects(
+            key,
+            named,
+            values[whole][:, kept],
+            SMALLEST,
+            permutations=permutations,
+            reachable=np.array(reachable),
+        )
     return Family(name, len(tests), effects, tuple(notes))
 
 
@@ -293,7 +319,7 @@ def size_family(study: Study, corner: pd.DataFrame, runs: pd.DataFrame) -> Famil
         if (count := len(np.unique(at))) < 3:
             notes.append(f"{along}: {count} of 3 sizes are measured")
         if count > 1 and of_corner.sum() > 1:
-            effects.append(_slopes(along, block.endpoints, at, block.matched[here], of_corner[here]))
+            effects.append(_slopes(along, block, here, at, of_corner[here]))
             # At one loss, large ones are read in the middle of their training: their ends are said too.
             ends = pd.Series(
                 block.runs.loc[here, REPRESENTATION].to_numpy(), index=block.runs.loc[here, moves]
@@ -303,35 +329,85 @@ def size_family(study: Study, corner: pd.DataFrame, runs: pd.DataFrame) -> Famil
                 said = "representation of the last models, at losses of their own"
                 notes.append(f"{along}: {said}, {', '.join(means)}")
     if effects:
-        notes.append("p of each test alone, and no fit with the loss as covariate, which goes with the size")
+        notes.append(
+            "p of each test alone; in the place of a fit with the loss as covariate, which goes with the "
+            "size, a trend has to be there after the same tokens too"
+        )
     return Family(name, tests, joined(effects), tuple(notes))
 
 
 def _slopes(
-    along: str, endpoints: Sequence[str], at: Values, values: Values, in_corner: Signs
+    along: str, block: Block, here: NDArray[np.bool_], at: Values, in_corner: NDArray[np.bool_]
 ) -> pd.DataFrame:
     """Least squares over sizes, those of several seeds by their mean; the error is that of the corner's.
 
-    at: where runs stand, [runs]; values: [runs, endpoints]; in_corner: bool [runs].
+    At one loss larger models have seen fewer tokens, so that a trend may be one of training: it has to be
+    there after the same tokens too. here: which runs of the block; of these, at: where they stand, and
+    in_corner: whether they are the corner's.
     """
     member = (at == np.unique(at)[:, None]).astype(np.float64)
     seeds = member.sum(1)
     sizes = member @ at / seeds
     weights = (sizes - sizes.mean()) / ((sizes - sizes.mean()) ** 2).sum()
-    of_seeds, freedom = values[in_corner], int(in_corner.sum()) - 1
-    squares = beyond_rounding(((of_seeds - of_seeds.mean(0)) ** 2).sum(0), of_seeds)
-    errors = np.sqrt(squares / freedom * (weights**2 / seeds).sum())
-    slopes = weights @ (member @ values / seeds[:, None])
+    freedom = int(in_corner.sum()) - 1
+
+    def slopes_of(values: Values) -> tuple[Values, Values]:
+        of_seeds = values[in_corner]
+        squares = beyond_rounding(((of_seeds - of_seeds.mean(0)) ** 2).sum(0), of_seeds)
+        errors = np.sqrt(squares / freedom * (weights**2 / seeds).sum())
+        return weights @ (member @ values / seeds[:, None]), errors
+
+    slopes, errors = slopes_of(block.matched[here])
+    after, errors_after = slopes_of(block.after[here])
     return make_effects(
         "sizes",
-        [(along, endpoint) for endpoint in endpoints],
+        [(along, endpoint) for endpoint in block.endpoints],
         slopes,
         errors,
         freedom=freedom,
         adjusted=two_sided(slopes, errors, freedom),
         limit=float(student.ppf(0.975, freedom)),
         smallest={},
+        at_tokens=(after, two_sided(after, errors_after, freedom)),
     )
+
+
+def replication_family(study: Study) -> dict[str, Family]:
+    """Rotary less learned positions in the cells of the replication, after the same tokens; none without."""
+    runs = study.of(REPLICATION)
+    block = make_block(study, runs, SKIPPED_THIRD)
+    if runs.empty:
+        return {}
+    name, tests = "replication", len(SKIPPED_THIRD)
+    if block is None or not np.isfinite(block.after).all():
+        why = "nothing is measured" if block is None else "trainings ended after different numbers of tokens"
+        return {REPLICATION: Family(name, tests, notes=(why,))}
+    rotary = (block.runs["positions"] == LEVELS["positions"][1]).to_numpy()
+    effects = seeds_apart(
+        REPLICATION, ROTARY, block.endpoints, block.after[~rotary], block.after[rotary], SMALLEST
+    )
+    notes = (
+        f"{rotary.sum()} and {(~rotary).sum()} of {sum(REPLICATED.values())} trainings, rotary and learned",
+        *_lacking(block, SKIPPED_THIRD),
+    )
+    return {REPLICATION: Family(name, tests, effects, notes)}
+
+
+def equal_tokens(study: Study) -> pd.DataFrame:
+    """Exploratory, not registered: the factors and the corners after the same tokens, by no p-value.
+
+    Columns `name`, `endpoint`, `tokens`, `cells`, `value`, `low` and `high`: 95 % by the error of a seed.
+    Empty where cells are missing, or their runs ended after different numbers of tokens.
+    """
+    columns = ["name", "endpoint", "tokens", "cells", "value", "low", "high"]
+    block = make_block(study, study.of("1", "2"), MATCHED)
+    if block is None or not np.isfinite(block.after).all() or not tells_apart(signs_of(block.runs)):
+        return pd.DataFrame(columns=columns)
+    effects = main_effects(replace(block, matched=block.after), permutations=1)
+    cells = len(np.unique(signs_of(block.runs), axis=0))
+    compared = effects["family"].map({"1": cells, "corners": len(CORNERS)})
+    tokens = int(block.runs["tokens"].iloc[0])
+    return effects.assign(tokens=tokens, cells=compared)[columns]
 
 
 def trend_families(study: Study, runs: pd.DataFrame, permutations: int, seed: int) -> dict[str, Family]:

@@ -12,9 +12,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from offramp_lab import charts
-from offramp_lab.claims import CLAIMS, Claim, claims_table, judge, words_of
+from offramp_lab.claims import Claim, claims_of, claims_table, judge, words_of
+from offramp_lab.design import REPLICATION
 from offramp_lab.effects import CORNERS_NAME, LEVEL, UNTOLD
-from offramp_lab.families import CACHED, DEEPER, SPED, USED, WIDER, Findings
+from offramp_lab.families import CACHED, DEEPER, ROTARY, SPED, USED, WIDER, Findings, equal_tokens
 from offramp_lab.runs import (
     CALIBRATION,
     CONTINUED,
@@ -27,11 +28,13 @@ from offramp_lab.runs import (
     ORACLE,
     PLAIN,
     PLANNED,
+    REPLICATED,
     REPRESENTATION,
     REPRESENTATION_LENS,
     SKIPPED,
     SKIPPED_CODE,
     SKIPPED_LENS,
+    SKIPPED_THIRD,
     TUNED,
 )
 from offramp_lab.scores import ScoreValidity
@@ -42,6 +45,13 @@ PAGE, TABLES = "report.html", "tables"
 ENDPOINT_NAMES = {
     SKIPPED: "layers skipped",
     SKIPPED_LENS: "layers skipped, KL lens",
+    **dict(
+        zip(
+            SKIPPED_THIRD,
+            (f"layers skipped at {share} % agreement, exits from a third on" for share in (80, 90)),
+            strict=True,
+        )
+    ),
     REPRESENTATION: "representation",
     REPRESENTATION_LENS: "representation, KL lens",
     CALIBRATION: "calibration error",
@@ -64,6 +74,7 @@ EFFECT_NAMES = {
     f"{TUNED} - {PLAIN}": "instructions for plain text",
     WIDER: "twice the width",
     DEEPER: "twice the depth",
+    ROTARY: "rotary for learned positions",
 }
 SCORE_NAMES = {
     "eas_logit": "EAS, logit",
@@ -81,7 +92,7 @@ SAID = {
     "readout": ("lies in the readout", "lie in the readout"),
     UNTOLD: (UNTOLD, UNTOLD),
 }
-SCALES = {"sizes": ("1", "2", "6"), "6": ("1", "2", "3", "6")}
+SCALES = {"sizes": ("1", "2", "6"), "6": ("1", "2", "3", "6"), REPLICATION: (REPLICATION,)}
 """Blocks that a claim is of, by the family that tests it, where these are not 1 and 2."""
 
 
@@ -101,8 +112,8 @@ def write_report(
     page = render(
         title="What makes a small model exit early?",
         headline=headline(findings),
-        gate=gate_lines(findings.gate),
-        claims=[claim_part(claim, findings) for claim in CLAIMS] if findings.passed else [],
+        gate=gate_lines(findings.gate) if findings.passed or not findings.families else [],
+        claims=[claim_part(claim, findings) for claim in claims_of(findings)],
         figures=charts.figures_of(findings, effect_name, endpoint_name, score_name)
         if findings.passed
         else [],
@@ -127,12 +138,14 @@ def render(**parts: Any) -> str:
 
 
 def tables_of(findings: Findings) -> dict[str, pd.DataFrame]:
-    """Tables by name, every figure unrounded; without a gate that is passed, only the runs left out."""
+    """Tables by name, every figure unrounded; where nothing is concluded, only the runs left out."""
     left_out = pd.DataFrame(findings.study.left_out.items(), columns=["run", "why"])
     found = {"left_out": left_out}
-    if not findings.passed:
+    if not findings.families:
         return found
     found |= {"effects": findings.effects, "claims": claims_table(findings)}
+    if len(exploratory := equal_tokens(findings.study)) and findings.passed:
+        found["equal_tokens"] = exploratory
     if findings.validity is not None:
         found["scores"] = findings.validity.table
         if findings.validity.without_recurrent is not None:
@@ -140,7 +153,7 @@ def tables_of(findings: Findings) -> dict[str, pd.DataFrame]:
     rows = [
         (key, run, endpoint, block.loss, value)
         for key in ("1", "3")
-        if (block := findings.families[key].block) is not None
+        if key in findings.families and (block := findings.families[key].block) is not None
         for run, values in zip(block.runs["run"], block.matched.tolist(), strict=True)
         for endpoint, value in zip(block.endpoints, values, strict=True)
     ]
@@ -196,18 +209,19 @@ def table_html(table: pd.DataFrame) -> Markup:
 
 def headline(findings: Findings) -> str:
     """The answer in one sentence."""
-    if findings.passed is None:
-        return "Nothing is concluded: whether these models use their depth is not known yet."
-    if not findings.passed:
+    if findings.passed is False:
         return "Nothing is concluded: these models do not use their depth."
-    by_claim = [judge(claim, findings) for claim in CLAIMS]
+    if not findings.families:
+        return "Nothing is concluded: whether these models use their depth is not known yet."
+    by_claim = [judge(claim, findings) for claim in claims_of(findings)]
     tests, untested = sum(map(len, by_claim)), sum(judged.empty for judged in by_claim)
     if not tests:
         return "Nothing is concluded: no claim of the study could be tested."
     judged = pd.concat([judged for judged in by_claim if len(judged)])
     told = [f"{count} {SAID[word][count != 1]}" for word, count in words_of(judged)]
     more = f"; {counted(untested, 'claim')} could not be tested" if untested else ""
-    return f"Of {counted(tests, 'test')} of the study's claims on small models {listed(told)}{more}."
+    what = "of the study's claims on" if findings.passed else "registered for a replication with"
+    return f"Of {counted(tests, 'test')} {what} small models {listed(told)}{more}."
 
 
 def gate_lines(gate: pd.DataFrame) -> list[str]:
@@ -280,12 +294,18 @@ def _why_untold(effect: Mapping[str, Any]) -> str:
     """Why an effect has no word: also where its interval leaves 0 out, which a reader would take for one."""
     if effect["name"].endswith(MAMBA) and effect["of"] in CACHED:
         return ", a fact about caches: recurrent layers run whatever exits say"
+    if not effect["could_fail"]:
+        reachable = number(effect["reachable"])
+        return f", but these runs could have shown no more than {reachable}: the test could not have failed"
     why = []
     if effect["adjusted"] > LEVEL:
         why.append(f"p {probability(effect['adjusted'])} among all tests of its family")
     after, p_after = effect["with_loss"], effect["p_with_loss"]
     if not pd.isna(after) and (p_after > LEVEL or after * effect["value"] <= 0):
         why.append(f"{signed(after)} (p {probability(p_after)}) with the loss as covariate")
+    after, p_after = effect["at_tokens"], effect["p_at_tokens"]
+    if not pd.isna(after) and (p_after > LEVEL or after * effect["value"] <= 0):
+        why.append(f"{signed(after)} (p {probability(p_after)}) after the same tokens")
     if effect["low"] * effect["high"] > 0 and why:
         return f", but {listed(why)}"
     return "" if pd.isna(effect["detectable"]) else f", detectable from {number(effect['detectable'])}"
@@ -352,7 +372,8 @@ def family_notes(findings: Findings) -> list[str]:
 def runs_table(findings: Findings) -> pd.DataFrame:
     """How many runs of each block were planned, are there, and count."""
     study, rows = findings.study, []
-    for block, planned in PLANNED.items():
+    studies = [blocks for blocks in (PLANNED, REPLICATED) if study.runs["block"].isin(blocks).any()]
+    for block, planned in ((block, planned) for blocks in studies for block, planned in blocks.items()):
         there = study.runs[study.runs["block"] == block]
         rows.append((block, planned, len(there), int(there["run"].isin(study.left_out).sum())))
     return pd.DataFrame(rows, columns=["Block", "Planned", "There", "Left out"])

@@ -16,21 +16,23 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from offramp import InputError
-from offramp_lab.design import FACTORS, LEVELS
+from offramp_lab.design import FACTORS, LEVELS, REPLICATION
 
 Values = NDArray[np.float64]
 Signs = NDArray[np.int64]
 """Of runs or cells: -1 and +1, int64 [runs, factors]."""
 
 SKIPPED, SKIPPED_LENS, SKIPPED_CODE = "skipped", "skipped_lens", "skipped_code"
+SKIPPED_THIRD = ("skipped_third_80", "skipped_third_90")
+"""Of the replication: layers skipped at 80 and 90 % agreement, by exits from a third of the depth on."""
 REPRESENTATION, REPRESENTATION_LENS = "representation", "representation_lens"
 CALIBRATION, DEPTH, SCORE, ORACLE = "calibration", "required_depth", "score_", "oracle_saturation"
 ENDPOINTS = (
-    *(SKIPPED, SKIPPED_LENS, REPRESENTATION, REPRESENTATION_LENS),
+    *(SKIPPED, SKIPPED_LENS, REPRESENTATION, REPRESENTATION_LENS, *SKIPPED_THIRD),
     *(CALIBRATION, f"{CALIBRATION}_first", f"{CALIBRATION}_second", DEPTH, SKIPPED_CODE, ORACLE),
 )
-"""P1 to P4, P5 with its two halves, D1, and of family 6 the saving and the oracle that is shown beside its
-scores: columns "score_NAME", of which more means more is saved."""
+"""P1 to P4, those of the replication, P5 with its two halves, D1, and of family 6 the saving and the oracle
+that is shown beside its scores: columns "score_NAME", of which more means more is saved."""
 
 MOST_ABOVE = 0.30
 """Nats above the median last loss of runs that are alike beyond which a run counts as diverged."""
@@ -39,6 +41,8 @@ DENSE, MIXTURE, MAMBA = KINDS = ("dense", "mixture", "mamba2")
 GATE = "gate"
 PLANNED = {GATE: 4, "1": 16, "2": 4, "3": 8, "4": 18, "5": 12, "6": 4}
 """Runs of each block in the design."""
+REPLICATED = {REPLICATION: 24}
+"""Likewise in the replication, a study of its own."""
 CONTINUED, EXIT_LOSS, FROZEN, TUNED, PLAIN = "continued", "early_exit_loss", "frozen_exits", "tuned", "plain"
 ARMS = {"4": (CONTINUED, EXIT_LOSS, FROZEN), "5": (TUNED, PLAIN)}
 """What is done to a base in blocks 4 and 5."""
@@ -103,7 +107,8 @@ def checked(table: pd.DataFrame, where: str) -> pd.DataFrame:
         table["diverged"].str.lower().map({"true": True, "1": True, "false": False, "0": False, "": False})
     )
     refuse(truth.isna(), "diverged is neither", "write true or false")
-    refuse(~table["block"].isin(PLANNED), "there is no such block", f"choose of {', '.join(PLANNED)}")
+    blocks = PLANNED | REPLICATED
+    refuse(~table["block"].isin(blocks), "there is no such block", f"choose of {', '.join(blocks)}")
     refuse(~table["kind"].isin(KINDS), "there is no such kind", f"choose of {', '.join(KINDS)}")
     for factor, levels in LEVELS.items():
         wrong = (table["kind"] == DENSE) & ~table[factor].isin(levels)
@@ -211,6 +216,11 @@ class Block:
     last: Values
     not_measured: dict[str, str]
     below: tuple[str, ...]
+
+    @property
+    def after(self) -> Values:
+        """Values after the same number of tokens, like `last`; NaN where runs ended after different ones."""
+        return self.last if self.runs["tokens"].nunique() == 1 else np.full_like(self.last, np.nan)
 
 
 def make_block(

@@ -22,8 +22,17 @@ from joblib import Parallel, delayed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offramp import InputError
-from offramp_lab.design import CORNERS, LLAMA_LIKE, MORE_SEEDS, Run, design, run_name, stands_for
-from offramp_lab.endpoints import ENDPOINTS, Endpoints, Sizes, measure
+from offramp_lab.design import (
+    CORNERS,
+    LLAMA_LIKE,
+    MORE_SEEDS,
+    REPLICATION,
+    Run,
+    design,
+    run_name,
+    stands_for,
+)
+from offramp_lab.endpoints import ENDPOINTS, MEASURABLE, Endpoints, Sizes, measure
 from offramp_lab.families import USED, analyse
 from offramp_lab.page import TABLES, write_report
 from offramp_lab.recipes import Continued, Dense, invalid, read_toml
@@ -31,7 +40,7 @@ from offramp_lab.runs import COLUMNS, FROZEN, MOST_ABOVE, matched_places, read_m
 from offramp_lab.text import LabText, TextRequest, make_text, read_text, sha256_of
 from offramp_lab.train import train
 
-GROUPS = (("1", "2"), ("3",), ("4",), ("5",), ("6",))
+GROUPS = (("1", "2"), ("3",), ("4",), ("5",), ("6",), (REPLICATION,))
 """Blocks in the order of running. Nothing of a group is measured before its last checkpoint is written."""
 
 PILOT_SEED = 1000
@@ -83,8 +92,8 @@ def read_study(path: Path) -> StudyFile:
         if missing := [run for run in needed if run not in study.runs]:
             raise InputError(f"{name} needs {missing[0]}", where=f"{path}, runs", fix="add it")
     for name in (*study.endpoints, *study.dear):
-        if name not in ENDPOINTS:
-            fix = f"choose of: {', '.join(ENDPOINTS)}"
+        if name not in MEASURABLE:
+            fix = f"choose of: {', '.join(MEASURABLE)}"
             raise InputError(f"there is no endpoint {name!r}", where=str(path), fix=fix)
     return study.model_copy(update={"text": study.text.placed(path.parent)})
 
@@ -124,7 +133,9 @@ class Stages:
         planned = in_order(self.design(tokens, rate).values())
         self.told.append(f"{tokens:,} tokens a run, at a largest rate of {rate:g}")
         gate = [run for run in planned if run.block == "gate" or (run.name in CORNERS and self.has_gate)]
-        if not self.has_gate:
+        if all(run.block == REPLICATION for run in planned):
+            self.told.append("a replication: the gate of these sizes is that of the study that it repeats")
+        elif not self.has_gate:
             self.told.append("the gate is not among the runs: nothing can be concluded")
         elif not self._passed(gate):
             return self.report()
@@ -201,9 +212,8 @@ class Stages:
             }
             beside = [run for run in self.runs.values() if {run.name, run.again} & corner]
         compared = [run for run in [*group, *beside] if run.name not in self.out]
-        reached = (
-            [] if blocks & {"4", "5"} else [last for run in compared if (last := self.last(run)) < math.inf]
-        )
+        at_last = blocks & {"4", "5", REPLICATION}  # are compared after their last step
+        reached = [] if at_last else [last for run in compared if (last := self.last(run)) < math.inf]
         own = [run for run in group if run.name not in self.out]
         tasks = [task for run in {*own, *compared} for task in self._measurements(run, reached)]
         self.measure(sorted(tasks, key=lambda task: (task[0].name, task[1])))
