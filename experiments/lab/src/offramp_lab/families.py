@@ -393,23 +393,6 @@ def replication_family(study: Study) -> dict[str, Family]:
     return {REPLICATION: Family(name, tests, effects, notes)}
 
 
-def equal_tokens(study: Study) -> pd.DataFrame:
-    """Exploratory, not registered: the factors and the corners after the same tokens, by no p-value.
-
-    Columns `name`, `endpoint`, `tokens`, `cells`, `value`, `low` and `high`: 95 % by the error of a seed.
-    Empty where cells are missing, or their runs ended after different numbers of tokens.
-    """
-    columns = ["name", "endpoint", "tokens", "cells", "value", "low", "high"]
-    block = make_block(study, study.of("1", "2"), MATCHED)
-    if block is None or not np.isfinite(block.after).all() or not tells_apart(signs_of(block.runs)):
-        return pd.DataFrame(columns=columns)
-    effects = main_effects(replace(block, matched=block.after), permutations=1)
-    cells = len(np.unique(signs_of(block.runs), axis=0))
-    compared = effects["family"].map({"1": cells, "corners": len(CORNERS)})
-    tokens = int(block.runs["tokens"].iloc[0])
-    return effects.assign(tokens=tokens, cells=compared)[columns]
-
-
 def trend_families(study: Study, runs: pd.DataFrame, permutations: int, seed: int) -> dict[str, Family]:
     """Families 7 and 8. runs: those of blocks 1 and 2 that count."""
     layers = int(runs["layers"].iloc[0]) if len(runs) else 0

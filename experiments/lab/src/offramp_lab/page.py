@@ -15,7 +15,8 @@ from offramp_lab import charts
 from offramp_lab.claims import Claim, claims_of, claims_table, judge, words_of
 from offramp_lab.design import REPLICATION
 from offramp_lab.effects import CORNERS_NAME, LEVEL, UNTOLD
-from offramp_lab.families import CACHED, DEEPER, ROTARY, SPED, USED, WIDER, Findings, equal_tokens
+from offramp_lab.equal_tokens import equal_tokens
+from offramp_lab.families import CACHED, DEEPER, ROTARY, SPED, USED, WIDER, Findings
 from offramp_lab.runs import (
     CALIBRATION,
     CONTINUED,
