@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from lab_worlds import sentences
 import offramp
 import offramp_lab
 from offramp_lab.design import REPLICATION
-from offramp_lab.study import read_study
-from offramp_lab.text import read_text
+from offramp_lab.endpoints import Sizes
+from offramp_lab.runs import SKIPPED_THIRD
+from offramp_lab.study import read_study, run_study
+from offramp_lab.text import LabText, read_text
 from offramp_lab.train import train
 
 LAB = Path(__file__).parents[1]
@@ -108,6 +111,32 @@ def test_what_it_trained_is_what_a_recipe_alone_gives(folder: Path, tmp_path: Pa
         )
         assert ours.read_bytes() == alone.read_bytes()
     assert study.runs == RUNS
+
+
+@pytest.mark.slow
+def test_a_replication_alone_is_run_and_judged(lab_text: LabText, tmp_path: Path) -> None:
+    small = read_study(LAB / "replication.toml").model_copy(
+        update={
+            "runs": ("run-33", "run-34", "run-45", "run-46"),
+            "size": "smoke",
+            "tokens": 2000,
+            "dear": ("representation",),
+            "sizes": Sizes(prompts=2, prompt_tokens=12, new_tokens=6, traced=256),
+        }
+    )
+    shutil.copytree(lab_text.folder, tmp_path / "text")
+    page = run_study(small, tmp_path).read_text(encoding="utf-8")
+    table = pd.read_csv(tmp_path / "tables" / "runs.csv")
+    assert [*zip(table["run"], table["positions"], strict=True)] == [
+        *(("run-33", "learned"), ("run-34", "learned"), ("run-45", "rotary"), ("run-46", "rotary"))
+    ]
+    assert table[[*SKIPPED_THIRD, "representation"]].notna().all(axis=None)
+    claims = pd.read_csv(tmp_path / "tables" / "claims.csv")
+    assert [*zip(claims["test"], claims["endpoint"], strict=True)] == [
+        ("rotary - learned", endpoint) for endpoint in SKIPPED_THIRD
+    ]
+    assert "the gate of these sizes is that of the study that it repeats" in page
+    assert "2 and 2 of 24 trainings, rotary and learned" in page
 
 
 @pytest.mark.parametrize(

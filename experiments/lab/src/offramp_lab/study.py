@@ -139,8 +139,9 @@ class Stages:
             self.told.append("the gate is not among the runs: nothing can be concluded")
         elif not self._passed(gate):
             return self.report()
-        for blocks in GROUPS:
-            self._group([run for run in planned if run.block in blocks])
+        groups = [[run for run in planned if run.block in blocks] for blocks in GROUPS]
+        for group in filter(None, groups):
+            self._group(group)
             page = self.report()
         return page
 
