@@ -19,6 +19,7 @@ from offramp.decoding.openings import (
     TOO_SHORT,
     choose_openings,
     further_documents,
+    kinds_in_turn,
     prompts_of,
     traced_workload,
 )
@@ -26,6 +27,7 @@ from offramp.errors import InputError, WorkloadError
 from offramp.timing.session import start_peak
 from offramp.tracing.tracer import trace
 from offramp.tuning.splits import split_roles
+from offramp.workloads.registry import load_workload
 from offramp.workloads.shared_text import sketches_of, write_sketch
 from offramp.workloads.workload import Document, Workload
 
@@ -95,6 +97,16 @@ def test_prompts_to_time_with_are_of_documents_that_chose_no_policy_while_there_
     assert prompts_for(model, request(2, tuned)) == ([second, first], (SEARCHED,))
     with pytest.raises(WorkloadError, match="3 were asked for"):
         prompts_for(model, request(3, tuned))
+
+
+def test_each_kind_of_problem_has_its_turn() -> None:
+    kinds = ["sum", "sum", "gcd", "sum", "lcm", "gcd"]
+    documents = [Document(str(number), "text", kind=kind) for number, kind in enumerate(kinds)]
+    assert [document.id for document in kinds_in_turn(documents)] == ["0", "2", "4", "1", "5", "3"]
+    alike = [replace(document, kind=None) for document in documents]
+    assert kinds_in_turn(alike) == alike
+    problems = load_workload("continued:+48:math:short").documents
+    assert len({document.kind for document in kinds_in_turn(problems)[:14]}) == 14
 
 
 def test_prompts_leave_room_and_avoid_what_heads_were_fitted_on() -> None:

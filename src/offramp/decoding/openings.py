@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -236,6 +237,16 @@ class Prompts:
     """Whether tuning saw none of them."""
 
 
+def kinds_in_turn(documents: Iterable[Document]) -> list[Document]:
+    """In their order, but one of each kind before the second of any."""
+    before = Counter[str | None]()
+    ranked = []
+    for document in documents:
+        ranked.append((before[document.kind], document))
+        before[document.kind] += 1
+    return [document for _, document in sorted(ranked, key=itemgetter(0))]
+
+
 def pick_prompts(
     model: Model,
     workload: Workload,
@@ -249,7 +260,9 @@ def pick_prompts(
     """Starts of documents (text), or whole prompts (generation), that neither fitting nor tuning chose by.
 
     The trace's documents for the report, then documents that were not traced, from the last of the order in
-    which certificates are decoded on; where there are none, the trace's. All leave room for the new tokens.
+    which certificates are decoded on; where there are none, the trace's. Each kind has its turn; all leave
+    room for the new tokens.
+
     seed: that the policies were chosen with. heads: those of the trace.
 
     Raises InputError if no document is long enough, or every prompt too long.
@@ -258,7 +271,7 @@ def pick_prompts(
     unseen = True
 
     def take(documents: Iterable[Document]) -> None:
-        for document in documents:
+        for document in kinds_in_turn(documents):
             if len(prompts) == count:
                 break
             ids = _start_of(model, workload, document, OPENING_TOKENS)

@@ -99,7 +99,7 @@ def _problems(name: str, seed: int, per_family: int) -> Workload:
         name=name,
         mode="generation",
         documents=tuple(
-            Document(f"{family}-{place + 1}", column[place])
+            Document(f"{family}-{place + 1}", column[place], kind=family)
             for place in range(per_family)
             for family, column in zip(FAMILIES, columns, strict=True)
         ),

@@ -31,6 +31,8 @@ class Document:
     messages: tuple[tuple[str, str], ...] | None = None
     """Role and content of the turns of a conversation, which the chat template writes; `text` then is what
     they say."""
+    kind: str | None = None
+    """Of generated ones the generator, None for others. Where few are picked, each kind has its turn."""
 
     def __post_init__(self) -> None:
         """Refuse what is no text or no token id."""
