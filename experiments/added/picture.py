@@ -8,7 +8,7 @@ from html import escape
 
 from offramp.report.drawing import Scale
 
-WIDTH, LEFT, RIGHT, ROW = 860, 250, 660, 24
+WIDTH, LEFT, RIGHT, ROW = 860, 200, 640, 24
 INK, QUIET, GRID = "#24292f", "#57606a", "#d0d7de"
 STYLE = "".join(
     f"{name}{{{rules}}}"

@@ -20,7 +20,8 @@ from typing import Any
 from offramp.scoring.estimate import Estimate
 from offramp.studies.folder import StudyFolder
 from offramp.studies.work.decode import DecodedPolicies, DecodeWork
-from offramp.timing.results import CombineResult, Contender, read_combined
+from offramp.timing.contenders import CUT_HEAD
+from offramp.timing.results import LOOKUP, CombineResult, Contender, read_combined
 from offramp.tuning.verdict import Verdict
 from picture import Bar, Dot, forest, scatter
 
@@ -31,6 +32,8 @@ IMAGES = ROOT / "docs" / "images"
 PAGES = (ROOT / "docs" / "results" / "README.md",)
 NAMES = {"code": "code", "prose": "prose", "math": "math"}
 """Of texts, by a word in the workload's name."""
+SHOWN = {str(CUT_HEAD): "the head cut to 8,192 tokens", LOOKUP: "prompt lookup"}
+"""What decoders without exits are called in tables."""
 
 
 @dataclass(frozen=True)
@@ -201,10 +204,12 @@ def credit_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
         for row in credited(measured):
             verdict, tried = row.verdict, row.verdict.tried
             certificate = verdict.certificate
-            documents = tried.documents if tried else None if certificate is None else certificate.documents
-            if verdict.certified and certificate is not None and certificate.stopped_after is not None:
-                documents = certificate.stopped_after
-            kept = tried.executed if tried else None if verdict.kept is None else verdict.kept.value
+            documents: int | None = None
+            kept: float | None = None
+            if tried is not None:
+                documents, kept = tried.documents, tried.executed
+            elif verdict.certified and certificate is not None and certificate.empirical_risk is not None:
+                documents, kept = certificate.stopped_after, 1.0 - certificate.empirical_risk
             ratio = None if row.contender is None else row.contender.ratio
             agreement = None if row.contender is None else row.contender.executed_agreement
             kv = (tried.kv if tried else verdict.kv) or ""
@@ -307,8 +312,9 @@ def credits_markdown(measurements: Sequence[Measured]) -> str:
             for name, low, high in (("speed", "speed_low", "speed_high"), ("credit", "low", "high"))
         )
         lines.append(
-            f"| {row['model']}, {row['text']} | {percent(row['floor'])[:-4]} % | {certified}{kept} "
-            f"| {interval(speed)} | {row['over']} | {interval(credit)} | **{row['verdict']}** |"
+            f"| {row['model']}, {row['text']} | {100 * row['floor']:.0f} % | {certified}{kept} "
+            f"| {interval(speed)} | {SHOWN.get(row['over'], row['over'])} | {interval(credit)} "
+            f"| **{row['verdict']}** |"
         )
     return "\n".join(lines)
 
