@@ -14,15 +14,19 @@ import pytest
 from offramp.costs.machine import Roofline
 from offramp.errors import InputError, PolicyError
 from offramp.policies.decisions import replay_decisions
+from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import ReplayResult, replay
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.steps import group_into_steps
+from offramp.scoring.estimate import Estimate
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
+from offramp.tuning import predict as predict_module
 from offramp.tuning.bounds import two_sided_limits
 from offramp.tuning.floor import Floor, document_losses, token_losses
-from offramp.tuning.predict import Prediction, predict
+from offramp.tuning.predict import MEASURED_SHARE, Prediction, predict
+from offramp.tuning.pricing import pricing_of
 from offramp.tuning.splits import digests
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import Tuned, read_tuned, shift_of, write_tuned
@@ -114,6 +118,38 @@ def test_another_machine_changes_the_seconds_and_nothing_else() -> None:
     assert slow.quality == fast.quality
     assert (slow.risk_low, slow.risk_high) == (fast.risk_low, fast.risk_high)
     assert any("Tuned for card, predicted for x" in note for note in slow.notes)
+
+
+def test_a_prediction_says_what_a_stopwatch_said_of_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: twice as fast saves a half; four fifths of that are 0.4, so 1 / 0.6."""
+    trace = a_trace(seed=1, workload="other")
+    found = predict(replace(tuned_policy(), policy=BOLD), trace, hardware=machine())
+    assert found.net_speedup.value is not None
+    assert found.net_speedup.value > 1.0
+    saved = 1.0 - 1.0 / found.net_speedup.value
+    share = MEASURED_SHARE
+    shares = [part for part in (share.value, share.low, share.high) if part is not None]
+    expected = [1.0 / (1.0 - part * saved) for part in shares]
+    assert found.as_measured is not None
+    assert [found.as_measured.value, found.as_measured.low, found.as_measured.high] == pytest.approx(expected)
+    monkeypatch.setattr(predict_module, "MEASURED_SHARE", Estimate(0.8, 0.5, 1.1))
+    held = replace(found, net_speedup=Estimate(2.0))
+    by_hand = predict_module.expected(held, pricing_of(trace, machine(), 1, "propagate"))
+    assert by_hand is not None
+    assert by_hand.value == pytest.approx(1 / 0.6)
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        (BOLD, {}),  # bytes are no seconds
+        (BOLD, {"hardware": machine(), "batch": 4}),
+        (Never(), {"hardware": machine()}),
+        (StaticExit(3), {"hardware": machine()}),
+    ],
+)
+def test_nothing_is_said_of_what_was_not_timed_so(policy: ExitPolicy, options: dict[str, Any]) -> None:
+    assert predict(policy, a_trace(seed=1), **options).as_measured is None
 
 
 @pytest.mark.parametrize("batch", [3, 8])

@@ -13,8 +13,20 @@ import pytest
 
 import results
 from offramp.timing.results import Cluster, Contender
+from offramp.tuning.predict import MEASURED_SHARE
 from picture import Bar, Dot, forest, scatter
-from results import Measured, credit_rows, executed_summary, kept_measurements, loops, outputs
+from results import (
+    Measured,
+    Pair,
+    credit_rows,
+    executed_summary,
+    kept_measurements,
+    loops,
+    measured_share,
+    outputs,
+    pairs_of,
+    slope_of,
+)
 
 
 def test_what_is_written_is_what_the_kept_measurements_say() -> None:
@@ -105,6 +117,24 @@ def test_the_first_token_and_loops_are_left_out_by_hand(tmp_path: Path) -> None:
     assert (found["decoded"], found["looping"]) == (2, 1)
     assert found["kept_after_first"] == pytest.approx(1 - (2 / 10 + 0 / 10) / 2)
     assert found["kept_without_loops"] == pytest.approx(9 / 11)
+
+
+def test_predictions_are_shrunk_by_what_the_kept_pairs_say() -> None:
+    pairs = [pair for pair in pairs_of(kept_measurements()) if pair.model == results.FITTED_ON]
+    share = measured_share(pairs)
+    assert (share.value, share.low, share.high) == pytest.approx(
+        (MEASURED_SHARE.value, MEASURED_SHARE.low, MEASURED_SHARE.high), abs=0.005
+    )
+
+
+def test_a_share_and_a_slope_by_hand() -> None:
+    """Shares 0.5, 1.0 and 0.9: mean 0.8, deviation 0.2646, t of two degrees of freedom 4.3027."""
+    pairs = [Pair("m", 0.2, 0.1), Pair("m", 0.1, 0.1), Pair("m", 0.1, 0.09)]
+    share = measured_share(pairs)
+    reach = 4.30265 * math.sqrt(0.07) * math.sqrt(4 / 3)
+    assert (share.value, share.low, share.high) == pytest.approx((0.8, 0.8 - reach, 0.8 + reach), abs=1e-5)
+    assert slope_of(pairs) == pytest.approx((0.02 + 0.01 + 0.009) / 0.06)
+    assert slope_of(pairs, 0.5) == pytest.approx(2 * 0.039 / 0.06)
 
 
 def test_pictures_hold_every_row_and_point() -> None:

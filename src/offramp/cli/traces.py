@@ -395,6 +395,11 @@ def _show(out: Output, found: Prediction) -> None:
     )
     rows = {
         "speed over the full model": estimate_text(found.net_speedup, times),
+        **(
+            {}
+            if found.as_measured is None
+            else {"as such were measured": estimate_text(found.as_measured, times)}
+        ),
         **({} if found.gain is None else {"saved of plain decoding": gain_text(found.gain)}),
         "a token takes": f"{estimate_text(found.seconds_per_token, cost)}, full model {plain}",
         "probes' share of it": percent(found.probe_share),
