@@ -9,6 +9,8 @@ from html import escape
 from offramp.report.drawing import Scale
 
 WIDTH, LEFT, RIGHT, ROW = 860, 200, 640, 24
+EDGE = 580
+"""Of the points' drawing, whose names stand at its right."""
 INK, QUIET, GRID = "#24292f", "#57606a", "#d0d7de"
 STYLE = "".join(
     f"{name}{{{rules}}}"
@@ -97,10 +99,10 @@ class Dot:
 
 def scatter(title: str, dots: Sequence[Dot]) -> str:
     """An SVG: time saved over agreement; the line is the best without exits that keeps as much."""
-    across = Scale(min(dot.agreement for dot in dots) - 0.005, 1.005, 70, RIGHT)
+    across = Scale(min(dot.agreement for dot in dots) - 0.005, 1.005, 70, EDGE)
     saved = [dot.saved for dot in dots]
     up = Scale(min(0.0, *saved) - 0.02, max(saved) + 0.04, 380, 60)
-    parts = [_line(70, up(tick), RIGHT, up(tick), "grid") for tick in up.ticks(6)]
+    parts = [_line(70, up(tick), EDGE, up(tick), "grid") for tick in up.ticks(6)]
     parts += [_text(64, up(tick) + 4, f"{100 * tick:.0f} %", "quiet", "end") for tick in up.ticks(6)]
     parts += [_text(across(tick), 400, f"{100 * tick:g} %", "quiet", "middle") for tick in across.ticks(6)]
     # The best without exits at each agreement: a staircase from the most faithful to the boldest.
@@ -118,10 +120,8 @@ def scatter(title: str, dots: Sequence[Dot]) -> str:
             f'<circle cx="{across(dot.agreement):.1f}" cy="{up(dot.saved):.1f}" r="5" class="{style}"/>'
         )
         parts.append(_text(across(dot.agreement) + 8, up(dot.saved) - 6, f"{number}", "quiet"))
-        parts.append(
-            _text(RIGHT + 14, 56 + 18 * number, f"{number} {dot.name}", "" if dot.exits else "quiet")
-        )
-    parts.append(_text((70 + RIGHT) / 2, 422, "tokens that are the full model's choice", "quiet", "middle"))
+        parts.append(_text(EDGE + 14, 56 + 18 * number, f"{number} {dot.name}", "" if dot.exits else "quiet"))
+    parts.append(_text((70 + EDGE) / 2, 422, "tokens that are the full model's choice", "quiet", "middle"))
     parts.append(
         _text(12, 48, "time saved of plain decoding; filled: with exits; line: best without", "quiet")
     )

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,7 @@ from scipy.stats import t as student
 from offramp.scoring.estimate import Estimate
 from offramp.studies.folder import StudyFolder
 from offramp.studies.work.decode import DecodedPolicies, DecodeWork
+from offramp.timing.accelerations import LLAMA_CPP
 from offramp.timing.contenders import CUT_HEAD
 from offramp.timing.results import LOOKUP, CombineResult, Contender, read_combined
 from offramp.tuning.verdict import Verdict
@@ -393,32 +394,27 @@ def calibration_markdown(measurements: Sequence[Measured]) -> str:
 
 
 def stack_rows(results: Iterable[tuple[str, CombineResult]]) -> list[dict[str, Any]]:
-    """Every combination of accelerations, with what its exits add."""
+    """Every combination of accelerations, with what its exits add: to all, and to what PyTorch decodes."""
     rows = []
     for name, result in results:
+        others = tuple(way for way in result.combinations if way.name != LLAMA_CPP)
+        in_torch = replace(result, combinations=others)
         for way in result.combinations:
-            credit = None if way.contender.without_exits else result.credit(way)
             quality = way.quality
-            rows.append(
-                {
-                    "measurement": name,
-                    "combination": way.name,
-                    "without_exits": way.contender.without_exits,
-                    **dict(zip(("speed", "low", "high"), limits(way.speedup), strict=True)),
-                    "agreement": None if quality is None else quality.free_running.agreement.value,
-                    "forced_agreement": None if quality is None else quality.forced_agreement.value,
-                    "over": "" if credit is None else credit.over,
-                    **dict(
-                        zip(
-                            ("credit", "credit_low", "credit_high"),
-                            limits(None if credit is None else credit.estimate),
-                            strict=True,
-                        )
-                    ),
-                    "prompts": result.prompts,
-                    "left_out": way.contender.left_out or "",
-                }
-            )
+            row = {
+                "measurement": name,
+                "combination": way.name,
+                "without_exits": way.contender.without_exits,
+                **dict(zip(("speed", "low", "high"), limits(way.speedup), strict=True)),
+                "agreement": None if quality is None else quality.free_running.agreement.value,
+                "forced_agreement": None if quality is None else quality.forced_agreement.value,
+            }
+            for among, which in (("all", result), ("in PyTorch", in_torch)):
+                credit = None if way.contender.without_exits else which.credit(way)
+                columns = [f"{figure}, {among}" for figure in ("credit", "credit_low", "credit_high")]
+                row |= {f"over, {among}": "" if credit is None else credit.over}
+                row |= dict(zip(columns, limits(None if credit is None else credit.estimate), strict=True))
+            rows.append(row | {"prompts": result.prompts, "left_out": way.contender.left_out or ""})
     return rows
 
 
@@ -430,18 +426,19 @@ def stacks(folder: Path = KEPT / "stack") -> list[tuple[str, CombineResult]]:
 def stack_markdown(results: Sequence[tuple[str, CombineResult]]) -> str:
     """Combinations from the fastest on."""
     lines = [
-        "| decoder | over plain decoding | its tokens that are the full model's | exits add | over |",
+        "| decoder | over plain decoding | kept | exits add, within PyTorch | exits add, beside llama.cpp |",
         "|---|---|---|---|---|",
     ]
     rows = [row for row in stack_rows(results) if row["speed"] is not None]
     for row in sorted(rows, key=lambda row: -row["speed"]):
+        added = [
+            f"{interval(Estimate(*values))}, over {row[f'over, {among}']}" if values[0] is not None else ""
+            for among in ("in PyTorch", "all")
+            for values in [[row[f"{name}, {among}"] for name in ("credit", "credit_low", "credit_high")]]
+        ]
         speed = Estimate(row["speed"], row["low"], row["high"])
-        credit = row["credit"] and Estimate(row["credit"], row["credit_low"], row["credit_high"])
-        added = interval(credit) if credit else ""
-        lines.append(
-            f"| {row['combination']} | {interval(speed)} | {percent(row['agreement'])} | {added} "
-            f"| {row['over']} |"
-        )
+        shown = row["combination"] if row["without_exits"] else f"**{row['combination']}**"
+        lines.append(f"| {shown} | {interval(speed)} | {percent(row['agreement'])} | {' | '.join(added)} |")
     return "\n".join(lines)
 
 
@@ -495,7 +492,9 @@ def outputs() -> dict[Path, str]:
     if bars := bars_of(measurements):
         found[IMAGES / "added.svg"] = forest("What early exit adds", bars)
     for name, result in combined:
-        found[IMAGES / f"stack-{name}.svg"] = scatter(f"A tuned stack: {name}", dots_of(result))
+        found[IMAGES / f"stack-{name}.svg"] = scatter(
+            f"A tuned stack: {name.replace('-', ', ')}", dots_of(result)
+        )
     for page in PAGES:
         text = page.read_text()
         marked = {name: make(measurements) for name, make in MARKED.items()}
