@@ -172,8 +172,9 @@ def run(
         "heads_fingerprint": None if main.heads is None else main.heads.fingerprint,
     }
     with quiet_transformers():
+        beside = tuple(contenders_beside(setting, extent.beside))  # models are loaded, which is no timing
         session = Session(setting, extent, limits, seed=seed, progress=progress)
-        session.run((*candidates_of(setting, extent), *contenders_beside(setting, extent.beside)))
+        session.run((*candidates_of(setting, extent), *beside))
         fields = session.fields(further)
     fields["contenders"] = (*fields["contenders"], *session.missing)
     result = BenchResult(
