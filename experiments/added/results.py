@@ -32,12 +32,12 @@ from picture import Bar, Dot, forest, scatter
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "docs" / "results" / "added"
-EXECUTED = "executed"
+EXECUTED, TRAININGS = "executed", "trainings"
 IMAGES = ROOT / "docs" / "images"
 PAGES = (ROOT / "docs" / "results" / "README.md",)
 NAMES = {"code": "code", "prose": "prose", "math": "math"}
 """Of texts, by a word in the workload's name."""
-SHOWN = {str(CUT_HEAD): "the head cut to 8,192 tokens", LOOKUP: "prompt lookup"}
+SHOWN = {str(CUT_HEAD): "the cut head", LOOKUP: "prompt lookup"}
 """What decoders without exits are called in tables."""
 
 
@@ -81,6 +81,25 @@ def keep(folder: Path) -> None:
         (KEPT / f"{name}.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
     (KEPT / EXECUTED).mkdir(exist_ok=True)
     (KEPT / EXECUTED / f"{plan.study.name}.csv").write_text(as_csv(list(executed_rows(folder))))
+    (KEPT / TRAININGS).mkdir(exist_ok=True)
+    (KEPT / TRAININGS / f"{plan.study.name}.csv").write_text(as_csv(list(training_rows(folder))))
+
+
+def training_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """What the trainings of a study took, and how well their exits say the full model's token, held out."""
+    for path in sorted((folder / "tasks" / "training").glob("*/exits/training.json")):
+        kept = json.loads(path.read_text())
+        recipe = kept["request"]["recipe"]
+        for place, exit in enumerate(recipe["at"]):
+            yield {
+                "model": kept["request"]["model"]["name"],
+                "exit": exit,
+                "tokens": kept["rows"]["fit"],
+                "steps": recipe["steps"],
+                "minutes": sum(kept["seconds"].values()) / 60.0,
+                "agreement": kept["trained"][place]["agreement"],
+                "agreement_logit_lens": kept["logit_lens"][place]["agreement"],
+            }
 
 
 PERIOD, REPEATED = 4, 12
@@ -137,6 +156,7 @@ def executed_summary(policy: str, kv: str, folder: Path = KEPT / EXECUTED) -> di
     straight = [row for row in rows if row["loops"] == "0"]
     return {
         "decoded": len(rows),
+        "kept_of_decoded": kept(rows, 0),
         "kept_after_first": kept(rows, 1),
         "looping": len(rows) - len(straight),
         "kept_without_loops": kept(straight, 0),
@@ -304,22 +324,21 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 def credits_markdown(measurements: Sequence[Measured]) -> str:
     """What exits add, a line for each model, text and floor."""
     lines = [
-        "| model, text | floor | kept, executed | over plain decoding | best without | exits add | answer |",
-        "|---|---|---|---|---|---|---|",
+        "| model, text | floor | certificate | kept of all | over plain decoding | it kept | exits add "
+        "| answer |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in credit_rows(measurements):
-        kept = (
-            f"{percent(row['kept'])} of {row['documents']}" if row["kept"] is not None else "nothing to try"
-        )
-        certified = "certified, " if row["certified"] else ""
+        certificate = f"after {row['documents']} documents" if row["certified"] else "none"
         speed, credit = (
             None if row[name] is None else Estimate(row[name], row[low], row[high])
             for name, low, high in (("speed", "speed_low", "speed_high"), ("credit", "low", "high"))
         )
+        over = f", over {SHOWN.get(row['over'], row['over'])}" if credit else ""
         lines.append(
-            f"| {row['model']}, {row['text']} | {100 * row['floor']:.0f} % | {certified}{kept} "
-            f"| {interval(speed)} | {SHOWN.get(row['over'], row['over'])} | {interval(credit)} "
-            f"| **{row['verdict']}** |"
+            f"| {row['model']}, {row['text']} | {100 * row['floor']:.0f} % | {certificate} "
+            f"| {percent(row['kept_of_decoded'])} of {row['decoded']} | {interval(speed)} "
+            f"| {percent(row['agreement_timed'])} | {interval(credit)}{over} | **{row['verdict']}** |"
         )
     return "\n".join(lines)
 
@@ -379,9 +398,9 @@ def calibration_markdown(measurements: Sequence[Measured]) -> str:
     here = [pair for pair in pairs_of(measurements, published=Path("/dev/null")) if pair.model == FITTED_ON]
     said = (
         f"On {FITTED_ON} {len(here)} policies were predicted before they were timed here, on traces of the "
-        f"model's own text, and saved {slope_of(here):.2f} of what was predicted; over all {len(fitted)} "
-        f"such pairs that these pages hold it is {share.value:.2f} on average, and a further one lies "
-        f"between {share.low:.2f} and {share.high:.2f} ([`offramp predict`](../metrics.md) says so)."
+        f"model's own text; they saved {measured_share(here).value:.2f} of what was predicted (mean). Over "
+        f"all {len(fitted)} such pairs that these pages hold, most of given text, it is {share.value:.2f}, "
+        f"and a further one lies between {share.low:.2f} and {share.high:.2f}: what `offramp predict` says."
     )
     if others:
         models = ", ".join(sorted({pair.model for pair in others}))
