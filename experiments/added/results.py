@@ -236,6 +236,8 @@ def credit_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
             elif verdict.certified and certificate is not None and certificate.empirical_risk is not None:
                 documents, kept = certificate.stopped_after, 1.0 - certificate.empirical_risk
             ratio = None if row.contender is None else row.contender.ratio
+            if measured.decoded.bench.defects:  # no time of it is believed
+                ratio = None
             agreement = None if row.contender is None else row.contender.executed_agreement
             kv = (tried.kv if tried else verdict.kv) or ""
             rows.append(
@@ -302,6 +304,7 @@ def prediction_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
             "measured_agreement": forecast.measured_agreement,
         }
         for measured in measurements
+        if not measured.decoded.bench.defects
         for forecast in measured.decoded.bench.forecasts
         if forecast.predicted is not None
     ]
@@ -334,6 +337,8 @@ def credits_markdown(measurements: Sequence[Measured]) -> str:
             None if row[name] is None else Estimate(row[name], row[low], row[high])
             for name, low, high in (("speed", "speed_low", "speed_high"), ("credit", "low", "high"))
         )
+        if speed is None:
+            credit = None
         over = f", over {SHOWN.get(row['over'], row['over'])}" if credit else ""
         lines.append(
             f"| {row['model']}, {row['text']} | {100 * row['floor']:.0f} % | {certificate} "

@@ -38,7 +38,7 @@ def test_another_measurement_would_be_noticed(tmp_path: Path, monkeypatch: pytes
     """One ratio of one prompt is another by a hundredth: two tables and a page differ."""
     for path in results.KEPT.glob("*.json"):
         (tmp_path / path.name).write_text(path.read_text())
-    changed = tmp_path / next(tmp_path.glob("*.json")).name
+    changed = tmp_path / "smollm2-math.json"
     kept = json.loads(changed.read_text())
     contender = next(one for one in kept["decoded"]["bench"]["contenders"] if one["role"] == "policy")
     contender["clusters"][0]["log_ratio"] += 0.01
