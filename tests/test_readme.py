@@ -167,7 +167,8 @@ def test_a_stranger_reads_it_in_a_minute() -> None:
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 120
     (sample,) = blocks("text")
-    answer = r"^For smollm2 at 95 % agreement, early exit (does not pay|pays) on "
+    settled = r"For smollm2 at 95 % agreement, early exit (does not pay|pays) on "
+    answer = f"^({settled}|It is not settled whether early exit pays for smollm2 on )"
     assert re.search(answer, " ".join(sample.split()))
     start = text[: text.index("## On the command line")]
     for word in ("*exit*", "*floor*", "*K,V repair*", "*executed*", "*certified*"):
