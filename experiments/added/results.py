@@ -12,7 +12,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from offramp.report.formats import percent, thousandths, timed_text
 from offramp.scoring.estimate import Estimate
 from offramp.studies.folder import StudyFolder
 from offramp.studies.work.decode import DecodedPolicies, DecodeWork
 from offramp.timing.accelerations import LLAMA_CPP
 from offramp.timing.contenders import CUT_HEAD
-from offramp.timing.results import LOOKUP, CombineResult, Contender, read_combined
+from offramp.timing.results import LOOKUP, CombineResult, Contender, Credit, read_combined
 from offramp.tuning.verdict import Verdict
 from picture import Bar, Dot, forest, scatter
 
@@ -34,9 +35,9 @@ ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "docs" / "results" / "added"
 EXECUTED, TRAININGS = "executed", "trainings"
 IMAGES = ROOT / "docs" / "images"
-PAGES = (ROOT / "docs" / "results" / "README.md",)
-NAMES = {"code": "code", "prose": "prose", "math": "math"}
-"""Of texts, by a word in the workload's name."""
+PAGE = ROOT / "docs" / "results" / "README.md"
+TEXTS = ("code", "prose", "math")
+"""Each a word in its workload's name."""
 SHOWN = {str(CUT_HEAD): "the cut head", LOOKUP: "prompt lookup"}
 """What decoders without exits are called in tables."""
 
@@ -51,11 +52,6 @@ class Measured:
     dtype: str
     decoded: DecodedPolicies
 
-    @property
-    def name(self) -> str:
-        """As shown."""
-        return f"{self.model}, {self.text}"
-
 
 def keep(folder: Path) -> None:
     """Copy what every decoding of a study measured. Raises InputError for what is no study's folder."""
@@ -65,7 +61,7 @@ def keep(folder: Path) -> None:
         result = folder / "tasks" / "decode" / cell.task / "result.json"
         if cell.kind != DecodeWork.kind or not result.exists():
             continue
-        text = next(name for word, name in NAMES.items() if word in cell.workload)
+        text = next(text for text in TEXTS if text in cell.workload)
         settings = plan.study.settings
         kept = {
             "study": plan.study.name,
@@ -179,47 +175,34 @@ def kept_measurements(folder: Path = KEPT) -> list[Measured]:
 class Credited:
     """What exits add at one floor."""
 
-    measured: Measured
     verdict: Verdict
     contender: Contender | None
     """That was timed for it, None where nothing was."""
-    credit: Estimate[float] | None
+    credit: Credit | None
     """Computed again from the ratios of prompts, None where nothing was timed."""
-    over: str
 
 
 def credited(measured: Measured) -> list[Credited]:
     """What exits add at every floor of a measurement, by the policy that its verdict is about."""
-    rows = []
+    rows, bench = [], measured.decoded.bench
     for verdict in measured.decoded.verdicts:
         policy = verdict.tried.policy if verdict.tried is not None else verdict.policy
         names = [choice.contender for choice in measured.decoded.chosen if choice.policy == policy]
         contender, credit = None, None
         if names:
-            contender = measured.decoded.bench.contender(names[0])
-            credit = measured.decoded.bench.credit(names[0], verdict.floor)
-        over = "" if credit is None else credit.over
-        rows.append(Credited(measured, verdict, contender, None if credit is None else credit.estimate, over))
+            contender, credit = bench.contender(names[0]), bench.credit(names[0], verdict.floor)
+        rows.append(Credited(verdict, contender, credit))
     return rows
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """A number as shown, empty for none."""
-    return "" if value is None else f"{value:.{digits}f}"
 
 
 def interval(estimate: Estimate[float] | None) -> str:
     """ "1.021 (0.973 to 1.071)"."""
-    if estimate is None:
-        return "not timed"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+    return "not timed" if estimate is None else timed_text(estimate, thousandths)
 
 
-def percent(share: float | None) -> str:
-    """ "97.1 %"."""
-    return "" if share is None else f"{100 * share:.1f} %"
+def share(value: float | None) -> str:
+    """ "97.1 %", empty for none."""
+    return "" if value is None else percent(value)
 
 
 def credit_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
@@ -254,9 +237,9 @@ def credit_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
                     "documents": documents,
                     "kept": kept,
                     **executed_summary(str(tried.policy if tried else verdict.policy), kv),
-                    "over": row.over,
-                    **dict(zip(("credit", "low", "high"), limits(row.credit), strict=True)),
-                    **dict(zip(("speed", "speed_low", "speed_high"), limits(ratio), strict=True)),
+                    "over": "" if row.credit is None else row.credit.over,
+                    **columns(None if row.credit is None else row.credit.estimate, "credit", "low", "high"),
+                    **columns(ratio, "speed", "speed_low", "speed_high"),
                     "agreement_timed": None if agreement is None else agreement.value,
                     "prompts": measured.decoded.bench.prompts,
                 }
@@ -264,9 +247,10 @@ def credit_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
     return rows
 
 
-def limits(estimate: Estimate[float] | None) -> tuple[float | None, float | None, float | None]:
-    """Value, lower and upper limit, as far as they are known."""
-    return (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+def columns(estimate: Estimate[float] | None, *names: str) -> dict[str, float | None]:
+    """Value, lower and upper limit, as far as they are known, by the columns' names."""
+    found = (None,) * 3 if estimate is None else (estimate.value, estimate.low, estimate.high)
+    return dict(zip(names, found, strict=True))
 
 
 def contender_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
@@ -278,7 +262,7 @@ def contender_rows(measurements: Iterable[Measured]) -> list[dict[str, Any]]:
             "transform": measured.transform,
             "contender": contender.name,
             "without_exits": contender.without_exits,
-            **dict(zip(("speed", "low", "high"), limits(contender.ratio), strict=True)),
+            **columns(contender.ratio, "speed", "low", "high"),
             "agreement": None if contender.executed_agreement is None else contender.executed_agreement.value,
             "milliseconds": None
             if contender.seconds_per_token is None
@@ -324,26 +308,24 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def credits_markdown(measurements: Sequence[Measured]) -> str:
+def credits_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     """What exits add, a line for each model, text and floor."""
     lines = [
         "| model, text | floor | certificate | kept of all | over plain decoding | it kept | exits add "
         "| answer |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in credit_rows(measurements):
+    for row in rows:
         certificate = f"after {row['documents']} documents" if row["certified"] else "none"
         speed, credit = (
             None if row[name] is None else Estimate(row[name], row[low], row[high])
             for name, low, high in (("speed", "speed_low", "speed_high"), ("credit", "low", "high"))
         )
-        if speed is None:
-            credit = None
         over = f", over {SHOWN.get(row['over'], row['over'])}" if credit else ""
         lines.append(
             f"| {row['model']}, {row['text']} | {100 * row['floor']:.0f} % | {certificate} "
-            f"| {percent(row['kept_of_decoded'])} of {row['decoded']} | {interval(speed)} "
-            f"| {percent(row['agreement_timed'])} | {interval(credit)}{over} | **{row['verdict']}** |"
+            f"| {share(row['kept_of_decoded'])} of {row['decoded']} | {interval(speed)} "
+            f"| {share(row['agreement_timed'])} | {interval(credit)}{over} | **{row['verdict']}** |"
         )
     return "\n".join(lines)
 
@@ -352,19 +334,21 @@ FITTED_ON = "smollm2"
 """The model whose pairs say how much of a predicted saving is measured; others hold that to account."""
 
 
-def pairs_of(measurements: Iterable[Measured], *, published: Path = KEPT / "published.csv") -> list[Pair]:
-    """Savings of plain decoding, predicted and measured, of policies that ask a signal and keep tokens.
-
-    published: of pages before these measurements, speeds over plain decoding.
-    """
-    rows = csv.DictReader(published.read_text().splitlines())
-    before = [
-        Pair(FITTED_ON, *(1.0 - 1.0 / float(row[name]) for name in ("predicted", "measured"))) for row in rows
-    ]
-    return before + [
+def timed_pairs(measurements: Iterable[Measured]) -> list[Pair]:
+    """Savings of plain decoding, predicted and measured, of policies that ask a signal and keep tokens."""
+    return [
         Pair(row["model"], row["predicted_saving"], row["measured_saving"])
         for row in prediction_rows(measurements)
     ]
+
+
+def pairs_of(measurements: Iterable[Measured]) -> list[Pair]:
+    """The same, behind those of pages before these measurements, which hold speeds over plain decoding."""
+    rows = csv.DictReader((KEPT / "published.csv").read_text().splitlines())
+    before = [
+        Pair(FITTED_ON, *(1.0 - 1.0 / float(row[name]) for name in ("predicted", "measured"))) for row in rows
+    ]
+    return before + timed_pairs(measurements)
 
 
 @dataclass(frozen=True)
@@ -399,19 +383,19 @@ def calibration_markdown(measurements: Sequence[Measured]) -> str:
     """How predictions did, in two sentences."""
     pairs = pairs_of(measurements)
     fitted, others = ([pair for pair in pairs if (pair.model == FITTED_ON) is own] for own in (True, False))
-    share = measured_share(fitted)
-    here = [pair for pair in pairs_of(measurements, published=Path("/dev/null")) if pair.model == FITTED_ON]
+    found = measured_share(fitted)
+    here = [pair for pair in timed_pairs(measurements) if pair.model == FITTED_ON]
     said = (
         f"On {FITTED_ON} {len(here)} policies were predicted before they were timed here, on traces of the "
         f"model's own text; they saved {measured_share(here).value:.2f} of what was predicted (mean). Over "
-        f"all {len(fitted)} such pairs that these pages hold, most of given text, it is {share.value:.2f}, "
-        f"and a further one lies between {share.low:.2f} and {share.high:.2f}: what `offramp predict` says."
+        f"all {len(fitted)} such pairs that these pages hold, most of given text, it is {found.value:.2f}, "
+        f"and a further one lies between {found.low:.2f} and {found.high:.2f}: what `offramp predict` says."
     )
     if others:
         models = ", ".join(sorted({pair.model for pair in others}))
         said += (
             f" Held against {models}, which did not fit it: of {len(others)} policies the slope of measured "
-            f"on predicted savings is {slope_of(others):.2f}, and {slope_of(others, share.value):.2f} once "
+            f"on predicted savings is {slope_of(others):.2f}, and {slope_of(others, found.value):.2f} once "
             "predictions are shrunk so."
         )
     return said
@@ -429,15 +413,15 @@ def stack_rows(results: Iterable[tuple[str, CombineResult]]) -> list[dict[str, A
                 "measurement": name,
                 "combination": way.name,
                 "without_exits": way.contender.without_exits,
-                **dict(zip(("speed", "low", "high"), limits(way.speedup), strict=True)),
+                **columns(way.speedup, "speed", "low", "high"),
                 "agreement": None if quality is None else quality.free_running.agreement.value,
                 "forced_agreement": None if quality is None else quality.forced_agreement.value,
             }
             for among, which in (("all", result), ("in PyTorch", in_torch)):
                 credit = None if way.contender.without_exits else which.credit(way)
-                columns = [f"{figure}, {among}" for figure in ("credit", "credit_low", "credit_high")]
+                names = [f"{figure}, {among}" for figure in ("credit", "credit_low", "credit_high")]
                 row |= {f"over, {among}": "" if credit is None else credit.over}
-                row |= dict(zip(columns, limits(None if credit is None else credit.estimate), strict=True))
+                row |= columns(None if credit is None else credit.estimate, *names)
             rows.append(row | {"prompts": result.prompts, "left_out": way.contender.left_out or ""})
     return rows
 
@@ -462,11 +446,11 @@ def stack_markdown(results: Sequence[tuple[str, CombineResult]]) -> str:
         ]
         speed = Estimate(row["speed"], row["low"], row["high"])
         shown = row["combination"] if row["without_exits"] else f"**{row['combination']}**"
-        lines.append(f"| {shown} | {interval(speed)} | {percent(row['agreement'])} | {' | '.join(added)} |")
+        lines.append(f"| {shown} | {interval(speed)} | {share(row['agreement'])} | {' | '.join(added)} |")
     return "\n".join(lines)
 
 
-def bars_of(measurements: Iterable[Measured]) -> list[Bar]:
+def bars_of(rows: Iterable[Mapping[str, Any]]) -> list[Bar]:
     """What exits add, where it was timed."""
     return [
         Bar(
@@ -476,7 +460,7 @@ def bars_of(measurements: Iterable[Measured]) -> list[Bar]:
             row["high"],
             row["verdict"],
         )
-        for row in credit_rows(measurements)
+        for row in rows
         if row["credit"] is not None
     ]
 
@@ -495,40 +479,34 @@ def dots_of(result: CombineResult) -> list[Dot]:
     ]
 
 
-TABLES: dict[str, Callable[[Sequence[Measured]], str]] = {
-    "credits.csv": lambda measurements: as_csv(credit_rows(measurements)),
-    "contenders.csv": lambda measurements: as_csv(contender_rows(measurements)),
-    "predictions.csv": lambda measurements: as_csv(prediction_rows(measurements)),
-}
-MARKED: dict[str, Callable[[Sequence[Measured]], str]] = {
-    "credits": credits_markdown,
-    "calibration": calibration_markdown,
-}
-"""Parts of pages between <!-- added:NAME --> and <!-- /added:NAME -->."""
-
-
 def outputs() -> dict[Path, str]:
     """All that is written, by path."""
-    measurements = kept_measurements()
-    found = {KEPT / name: make(measurements) for name, make in TABLES.items()}
-    combined = stacks()
-    found[KEPT / "stack.csv"] = as_csv(stack_rows(combined))
-    if bars := bars_of(measurements):
+    measurements, combined = kept_measurements(), stacks()
+    credits = credit_rows(measurements)
+    tables = {
+        "credits": credits,
+        "contenders": contender_rows(measurements),
+        "predictions": prediction_rows(measurements),
+        "stack": stack_rows(combined),
+    }
+    found = {KEPT / f"{name}.csv": as_csv(rows) for name, rows in tables.items()}
+    if bars := bars_of(credits):
         found[IMAGES / "added.svg"] = forest("What early exit adds", bars)
     for name, result in combined:
-        found[IMAGES / f"stack-{name}.svg"] = scatter(
-            f"A tuned stack: {name.replace('-', ', ')}", dots_of(result)
-        )
-    for page in PAGES:
-        text = page.read_text()
-        marked = {name: make(measurements) for name, make in MARKED.items()}
-        for name, content in {**marked, "stack": stack_markdown(combined)}.items():
-            first, last = f"<!-- added:{name} -->", f"<!-- /added:{name} -->"
-            if first in text:
-                before, _, rest = text.partition(first)
-                text = f"{before}{first}\n{content}\n{last}{rest.partition(last)[2]}"
-        found[page] = text
-    return found
+        title = f"A tuned stack: {name.replace('-', ', ')}"
+        found[IMAGES / f"stack-{name}.svg"] = scatter(title, dots_of(result))
+    # Parts of the page between <!-- added:NAME --> and <!-- /added:NAME -->.
+    marked = {
+        "credits": credits_markdown(credits),
+        "calibration": calibration_markdown(measurements),
+        "stack": stack_markdown(combined),
+    }
+    text = PAGE.read_text()
+    for name, content in marked.items():
+        first, last = f"<!-- added:{name} -->", f"<!-- /added:{name} -->"
+        before, _, rest = text.partition(first)
+        text = f"{before}{first}\n{content}\n{last}{rest.partition(last)[2]}"
+    return found | {PAGE: text}
 
 
 def main() -> int:
@@ -541,10 +519,11 @@ def main() -> int:
         for folder in asked.folders:
             keep(folder)
         return 0
-    wrong = [path for path, text in outputs().items() if not path.exists() or path.read_text() != text]
+    due = outputs()
+    wrong = [path for path, text in due.items() if not path.exists() or path.read_text() != text]
     for path in wrong:
         if asked.what == "write":
-            path.write_text(outputs()[path])
+            path.write_text(due[path])
         print(f"{'written' if asked.what == 'write' else 'differs'}: {path.relative_to(ROOT)}")
     return 1 if wrong and asked.what == "check" else 0
 

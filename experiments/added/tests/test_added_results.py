@@ -82,7 +82,7 @@ def test_credits_come_out_the_same_by_a_plain_loop() -> None:
                 continue
             value, over = slow_credit(measured, row.contender, row.verdict.floor)
             assert row.credit.value == pytest.approx(value)
-            assert row.over == over
+            assert row.credit.over == over
             checked += 1
     assert checked
 

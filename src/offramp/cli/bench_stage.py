@@ -413,12 +413,7 @@ def combine_and_show(asked: Bench, out: Output) -> None:
         {
             "advice": advice(result),
             "defects": list(result.defects),
-            "credits": {
-                combination.name: asdict(credit)
-                for combination in result.combinations
-                if not combination.contender.without_exits
-                if (credit := result.credit(combination)) is not None
-            },
+            "credits": {name: asdict(credit) for name, credit in result.credits.items()},
             "result": to_json(result),
             "file": None if file is None else str(file),
             "page": None if page is None else str(page),

@@ -100,12 +100,10 @@ def credit_sentences(result: CombineResult) -> list[str]:
     if result.defects:
         return []
     return [
-        f"What exits add in {combination.name}: {timed_text(credit.estimate, decimal)} × the speed of "
+        f"What exits add in {name}: {timed_text(credit.estimate, decimal)} × the speed of "
         f"{credit.over}, the fastest without exits whose own tokens keep {whole_percent(result.floor)} "
         "agreement."
-        for combination in result.combinations
-        if combination.speedup is not None and not combination.contender.without_exits
-        if (credit := result.credit(combination)) is not None
+        for name, credit in result.credits.items()
     ]
 
 

@@ -86,9 +86,9 @@ def combined_steps(combine: Combine) -> tuple[Transform, ...]:
     return tuple(step for step in accelerations_of(combine) if not isinstance(step, str))
 
 
-def transforms_beside(decode: Decode) -> tuple[Transform, ...]:
-    """Those of the models that are decoded beside, each once."""
-    parts = [part for combination in read_beside(decode.beside) for part in combination]
+def transforms_beside(decode: Decode, dtype: str | None = None) -> tuple[Transform, ...]:
+    """Those of the models that are decoded beside, each once. Raises what `read_beside` raises."""
+    parts = [part for combination in read_beside(decode.beside, dtype) for part in combination]
     return tuple({part.text: part.transform for part in parts if part.transform is not None}.values())
 
 
@@ -102,7 +102,7 @@ def all_steps(study: Study) -> Iterator[tuple[Transform, Location]]:
             yield step, ("combine", "accelerations")
     if study.decode is not None:
         with placed(study, "decode", "beside"):
-            beside = transforms_beside(study.decode)
+            beside = transforms_beside(study.decode, study.settings.dtype)
         for step in beside:
             yield step, ("decode", "beside")
 
@@ -227,8 +227,6 @@ def check_decoding(study: Study) -> None:
             )
     if study.decode is None:
         return
-    with placed(study, "decode", "beside"):
-        read_beside(study.decode.beside, study.settings.dtype)
     if study.certify is None and not any(entry.source == LOCAL for entry in study.machines):
         raise InputError(
             "decoding is timed on this machine, which is not among the machines",

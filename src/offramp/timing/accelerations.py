@@ -13,15 +13,15 @@ from offramp.models.transforms.quantise import Quantised
 from offramp.models.transforms.transform import TRANSFORMS, Transform, parse_transform
 from offramp.timing.results import PLAIN_NAME
 
-EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"
-SHORT_LIST = "shortlist"
-SHORT_LIST_WITH_EXITS = f"{SHORT_LIST} + {EXITS}"
-LLAMA_CPP = "llama.cpp"
-SHORT_LIST_WITH_LOOKUP = f"{SHORT_LIST} + {PROMPT_LOOKUP}"
-DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP, LLAMA_CPP)
-COMBINE, BESIDE = "--combine", "--beside"
 JOINED = " + "
 """Between the parts of a combination."""
+EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"
+SHORT_LIST = "shortlist"
+SHORT_LIST_WITH_EXITS = JOINED.join((SHORT_LIST, EXITS))
+LLAMA_CPP = "llama.cpp"
+SHORT_LIST_WITH_LOOKUP = JOINED.join((SHORT_LIST, PROMPT_LOOKUP))
+DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP, LLAMA_CPP)
+COMBINE, BESIDE = "--combine", "--beside"
 DECODER_GROUP, HEAD_GROUP, ROUNDING_GROUP = "decoder", "output head", "quantisation"
 FIRST = ("prune",)
 """Transforms that are applied before others: what importance says of layers, it says of exact ones."""

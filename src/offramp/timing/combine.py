@@ -31,6 +31,7 @@ from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.timing.accelerations import (
     EXITS,
+    JOINED,
     SHORT_LIST,
     SPECULATE,
     Acceleration,
@@ -224,7 +225,7 @@ def _further(base: Setting, variants: Mapping[Key, ModelVariant]) -> dict[str, A
         "policy_fingerprint": sha256_of_text(str(base.main.policy)),
         "heads_fingerprint": _fingerprint(base),
         "models": {
-            " + ".join(key): {
+            JOINED.join(key): {
                 "fingerprint": variant.setting.model.identity.fingerprint,
                 "transforms": list(variant.setting.model.transforms),
                 "layers": variant.setting.model.layers,
@@ -268,7 +269,7 @@ def _combination(
             interaction=interaction_of(singles, contender.clusters),
         )
     # What each part adds to the rest, where the rest was timed.
-    rests = {part: " + ".join(name for name in names if name != part) for part in names}
+    rests = {part: JOINED.join(name for name in names if name != part) for part in names}
     ratios = {
         part: ratio_over(contender.clusters, clusters[rest])
         for part, rest in rests.items()

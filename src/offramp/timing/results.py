@@ -152,7 +152,9 @@ class Contender:
 
 RIVALS: Mapping[str, Callable[[Contender], bool]] = {
     "the output head cut to the short list": lambda contender: (
-        contender.role == SHORT_LIST or contender.name.startswith("shortlist")
+        contender.role == SHORT_LIST
+        or contender.name == "shortlist"
+        or contender.name.startswith("shortlist:")
     ),
     "prompt lookup": lambda contender: contender.name in (LOOKUP, "prompt_lookup"),
 }
@@ -459,6 +461,12 @@ class CombineResult(InTurns):
 
         accelerated = [way.contender for way in self.combinations if way.parts]
         return credit_of([*accelerated, *self.others], self.plain, combination.name, self.floor)
+
+    @property
+    def credits(self) -> dict[str, Credit]:
+        """Of every combination with exits, by name, where the times say something."""
+        found = {way.name: self.credit(way) for way in self.combinations if not way.contender.without_exits}
+        return {name: credit for name, credit in found.items() if credit is not None}
 
     def combination(self, *parts: str) -> Combination | None:
         """The combination of exactly these parts, in any order; None if there is none."""

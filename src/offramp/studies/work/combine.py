@@ -28,16 +28,9 @@ class CombineWork(TurnsWork[CombinedAccelerations]):
     kind = "combine"
 
     accelerations: tuple[str, ...]
-    tried: tuple[str, ...] = ()
-    """Transforms among the accelerations."""
     policy: str | None = None
     """By which tokens leave."""
     new_tokens: int
-
-    @property
-    def transforms(self) -> tuple[str, ...]:
-        """What is done to the models that it loads."""
-        return (*self.model.transforms, *self.tried)
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """Every set of transforms is a model, on which ways to decode take turns."""

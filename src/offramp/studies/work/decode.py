@@ -287,13 +287,6 @@ class DecodeWork(TurnsWork[DecodingResult]):
     floor: float
     new_tokens: int | str
     beside: tuple[str, ...] = ()
-    tried: tuple[str, ...] = ()
-    """Transforms of models beside."""
-
-    @property
-    def transforms(self) -> tuple[str, ...]:
-        """What is done to the models that it loads."""
-        return (*self.model.transforms, *self.tried)
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It decodes in turns, for so long."""

@@ -155,7 +155,14 @@ class TurnsWork(TextWork[Result], TimedWork[Result]):
     prompts: int
     rounds: int
     seconds: float
+    tried: tuple[str, ...] = ()
+    """Transforms of further models, that take turns too."""
     seed: int = SEED
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """What is done to the models that it loads."""
+        return (*self.model.transforms, *self.tried)
 
     def cost_of_turns(
         self, sizes: Sizes, new_tokens: int | str, contenders: int, *, models: int = 1
