@@ -93,6 +93,7 @@ def decode(
     new: int = 16,
     mask: Tensor | None = None,
     draft_length: Any = 4,
+    lookup: int = 0,
     batching: str = "lockstep",
     forced: Sequence[int] | None = None,
     **options: Any,
@@ -100,7 +101,8 @@ def decode(
     """Decode with a policy inside transformers' generate."""
     chosen = parse_policy(policy) if isinstance(policy, str) else policy
     forced_ids = None if forced is None else torch.tensor([list(forced)] * len(ids))
-    early = EarlyExit(DecodingOptions(chosen, kv, None, draft_length, batching), forced=forced_ids)
+    how = DecodingOptions(chosen, kv, None, draft_length, batching, lookup=lookup)
+    early = EarlyExit(how, forced=forced_ids)
     new = new if forced is None else len(forced)
     greedy(hf, ids, new, mask, custom_generate=early, **options)
     assert early.last is not None

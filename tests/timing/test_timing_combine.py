@@ -25,11 +25,11 @@ from offramp.timing.accelerations import (
     read_accelerations,
 )
 from offramp.timing.combine import combine, interaction_of
-from offramp.timing.combined_contenders import CutHead
 from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
 from offramp.timing.ratios import product_of
 from offramp.timing.results import (
     COMBINED,
+    LOOKUP,
     Cluster,
     Combination,
     CombineResult,
@@ -55,7 +55,12 @@ def decoding(new_tokens: int, policy: str | None = POLICY, kv: str | None = None
 @pytest.fixture(scope="module")
 def result(uncollected: None) -> CombineResult:
     return combine(
-        tiny_llama(), ASKED, decoding(7), prompts=PROMPTS, limits=TimeLimits(rounds=3), workload="numbers"
+        tiny_llama(),
+        ASKED,
+        decoding(7, kv="recompute"),
+        prompts=PROMPTS,
+        limits=TimeLimits(rounds=3),
+        workload="numbers",
     )
 
 
@@ -74,7 +79,10 @@ def test_combinations_hold_one_of_each_group() -> None:
         "int8 + exits",
         "prune + int8 + exits",
     ]
-    assert names(["exits", "speculate", "prompt_lookup"]) == ["plain", "exits", "speculate", "prompt_lookup"]
+    assert names(["prompt_lookup", "exits", "speculate"])[1:] == [
+        *("exits", "speculate", "prompt_lookup"),
+        "exits + prompt_lookup",
+    ]
     assert names(["exits", "prune:drop=2", "shortlist"])[1:] == [
         *("prune", "shortlist", "exits"),
         *("prune + shortlist", "prune + exits", "shortlist + exits"),
@@ -92,9 +100,10 @@ def test_alternatives_are_named_apart_and_said_to_exclude_each_other() -> None:
     assert second.startswith("exits and speculate are not combined with each other")
     assert excluded_of(read_accelerations(["prune:drop=2", "exits", "shortlist"])) == ()
     drafting = ["prompt_lookup", "shortlist", "speculate"]
-    assert names(drafting)[1:] == ["shortlist", "prompt_lookup", "speculate", "shortlist + prompt_lookup"]
-    (first, *_) = excluded_of(read_accelerations(drafting))
+    assert names(drafting)[1:] == ["shortlist", "speculate", "prompt_lookup", "shortlist + prompt_lookup"]
+    (first, second) = excluded_of(read_accelerations(drafting))
     assert first.startswith("speculate is not combined with shortlist")
+    assert second.startswith("speculate is not combined with prompt_lookup")
     native = ["llama.cpp", "shortlist", "int8", "exits"]
     assert [name for name in names(native) if "llama.cpp" in name] == ["llama.cpp"]
     (first, second) = excluded_of(read_accelerations(native))
@@ -176,27 +185,17 @@ def test_prompt_lookup_through_a_cut_head_gives_the_tokens_of_the_cut_head(uncol
     assert model.hf.get_output_embeddings() is head
 
 
-def test_a_cut_head_computes_the_logits_of_its_tokens_alone() -> None:
-    import torch
-    from torch import nn
-
-    whole, tokens = nn.Linear(5, 11, bias=True), torch.tensor([7, 2, 10])
-    rows = torch.randn(2, 3, 5)
-    logits, expected = CutHead(whole, tokens)(rows), whole(rows)
-    assert torch.allclose(logits[..., tokens], expected[..., tokens])
-    others = [token for token in range(11) if token not in tokens.tolist()]
-    assert (logits[..., others] == torch.finfo(torch.float32).min).all()
-
-
 def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:
     assert [one.name for one in result.combinations] == [
         "plain",
         *("prune", "exits", "speculate", "prompt_lookup"),
-        *("prune + exits", "prune + speculate", "prune + prompt_lookup"),
+        *("prune + exits", "prune + speculate", "prune + prompt_lookup", "exits + prompt_lookup"),
+        "prune + exits + prompt_lookup",
     ]
     plain_ones = [NEVER, GENERATE, STATIC_CACHE, ONE_CALL]
-    *others, again = (one.name for one in result.others)
+    *others, lookup, again = (one.name for one in result.others)
     assert others == plain_ones
+    assert lookup == LOOKUP  # transformers' own, beside our loop's
     assert again in {f"{name} again" for name in plain_ones}  # the fastest of the pilot, not of the turns
     assert {len(one.contender.samples) for one in result.combinations} == {3 * len(PROMPTS)}
     assert (result.prompts, result.rounds, result.new_tokens, result.workload) == (2, 3, 7, "numbers")
@@ -295,7 +294,9 @@ def test_forced_agreement_is_what_each_says_in_the_untransformed_answers_place(r
             ("exits", base, POLICY),
             ("prune + exits", pruned, "static:exit=2"),
         ):
-            forced = offramp.generate(model, torch.tensor([prompt]), policy=policy, force_tokens=answer)
+            forced = offramp.generate(
+                model, torch.tensor([prompt]), policy=policy, kv="recompute", force_tokens=answer
+            )
             shares[name].append(float(np.mean(np.array(forced.chosen) == np.array(answer))))  # type: ignore[union-attr]
     for name, expected in shares.items():
         found = quality_of(result, *name.split(" + "))
@@ -340,6 +341,22 @@ def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:
     assert together.contender.left_out is None
     assert not together.contender.output_must_match
     assert together.contender.answer == "unresolved"  # one prompt has no interval
+
+
+def test_exits_take_drafts_from_the_text_where_k_and_v_are_exact() -> None:
+    """A text that repeats itself: fewer steps than tokens, and exits in between."""
+    asked, prompts = ["exits", "prompt_lookup", "shortlist"], [[5, 6, 7] * 4]
+    how, limits = decoding(12, kv="recompute"), TimeLimits(rounds=1)
+    found = combine(tiny_llama(), asked, how, prompts=prompts, limits=limits)
+    both = found_of(found, "exits", "prompt_lookup")
+    assert (both.policy, both.contender.left_out, both.contender.full_depth) == (POLICY, None, False)
+    assert found_of(found, "shortlist", "exits", "prompt_lookup").contender.left_out is None
+    assert found_of(found, "prompt_lookup").policy is None
+    assert found.credit(both) is None  # of one prompt nothing is known
+    propagated = combine(tiny_llama(), asked[:2], decoding(12), prompts=prompts, limits=limits)
+    assert "with K and V by recompute" in str(
+        found_of(propagated, "exits", "prompt_lookup").contender.left_out
+    )
 
 
 def test_an_exit_that_is_left_nowhere_is_left_out_with_its_reason() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from generation_cases import tiny_llama
+from generation_cases import tiny_llama, write_llama
 from reading_cases import random_heads
 
+import offramp
 from combine_cases import combined_result
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
@@ -158,6 +161,23 @@ def test_exits_in_a_combination_are_credited_with_what_they_add() -> None:
     assert credit(found, "int8", "exits") == ("int8", 1.25)
     assert credit(found, "exits") == ("int8", 0.62)
     assert credit(replace(found, floor=0.98), "int8", "exits") == ("generate()", 2.5)
+
+
+def test_a_model_with_code_of_its_own_is_loaded_again_by_whoever_trusts_it(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "own")
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map, "model_type": "own"}))
+    model = offramp.load_model(str(folder), trust_remote_code=True)
+    assert model.runs_own_code
+    assert not tiny_llama().runs_own_code
+    found = bench(model, "static:exit=3", prompts=PROMPTS[:2], beside=(PRUNED,), new_tokens=5, rounds=1)
+    assert found.contender("prune").left_out is None
 
 
 def test_credit_of_a_bench_from_python_is_over_what_stands_beside() -> None:

@@ -117,6 +117,9 @@ class Bench(Leaving, Request):
             "--combine speculate",
         ),
     ] = None
+    lookup: Annotated[
+        Whole, alone, only_if(lambda asked: max(asked.batches) == 1, "at a batch of several", "--batch 1")
+    ] = 0
     no_peers: Annotated[bool, alone] = False
     """Leave out what users would pick instead."""
     beside: Annotated[tuple[str, ...], alone] = ()

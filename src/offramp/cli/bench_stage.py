@@ -442,7 +442,6 @@ def _combined(model: Model, asked: Bench) -> CombineResult:
             plain=asked.plain,
             workload=asked.text.name,
             floor=asked.least_agreement,
-            trust_remote_code=asked.trust_remote_code,
             seed=asked.seed,
             progress=progress,
         )

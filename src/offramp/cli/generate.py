@@ -52,6 +52,14 @@ class Completion(Leaving, ReadThrough, Request):
     kv: Annotated[StrategyName | None, exiting] = None
     heads: Annotated[Path | None, exiting] = None
     new_tokens: Annotated[Count, flags("--max-new-tokens")] = NEW_TOKENS
+    lookup: Annotated[
+        Whole,
+        only_if(
+            lambda asked: len((*asked.prompts, *asked.prompt_files)) == 1,
+            "with several prompts",
+            "one --prompt",
+        ),
+    ] = 0
     chat: bool = False
     """The prompt is one turn of a chat."""
     temperature: Temperature | None = None

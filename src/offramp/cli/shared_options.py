@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from offramp import defaults
 from offramp.commands import loadable_name
 from offramp.errors import InputError, ModelError
-from offramp.kit.numbers import Count
+from offramp.kit.numbers import Count, Whole
 from offramp.kit.request import Options, flags
 from offramp.kit.rules import only_if
 from offramp.models.devices import AUTO
@@ -56,6 +56,9 @@ class Leaving(Keeping, OnModel):
     ] = None
     """Tokens drafted before a verification at most, with --kv speculate: a number or auto. By default
     {defaults.DRAFT_LENGTH}."""
+    lookup: Whole = 0
+    """Copy so many tokens at most from the text so far where it repeats itself, and verify them by all layers
+    at once before the policy is asked; with --kv recompute."""
     new_tokens: Count = defaults.NEW_TOKENS
     """New tokens at most."""
 
@@ -74,6 +77,7 @@ class Leaving(Keeping, OnModel):
             kv=self.kv,
             heads=self.heads_file,
             draft_length=read_draft_length(self.draft_length),
+            lookup=self.lookup,
             batching=self.batching,
             new_tokens=self.new_tokens,
         )

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.errors import InputError, PolicyError
@@ -14,11 +14,12 @@ from offramp.heads.described import describe_heads, reading_of
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads, require_base
 from offramp.kit.arguments import settle_fields
-from offramp.kit.numbers import Count
+from offramp.kit.numbers import Count, Whole
+from offramp.kit.rules import Beside
 from offramp.models.devices import AUTO
 from offramp.models.model import Model
 from offramp.policies.binding import check_same_maps, facts_read, heads_matter, require_model
-from offramp.policies.kv import MAPPED, PROPAGATE
+from offramp.policies.kv import MAPPED, PROPAGATE, RECOMPUTE
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
@@ -190,6 +191,16 @@ class DecodingOptions:
     """Of each answer, at most."""
     tuned: Tuned | None = None
     """What the tuner said of the policy, None unless it was tuned."""
+    lookup: Annotated[
+        Whole,
+        Beside(
+            lambda lookup, given: not lookup or given.kv == RECOMPUTE.name or given.policy.full_depth,
+            f"0 with kv {{kv}}: all layers verify what is copied, with K and V by {RECOMPUTE.name}",
+            f"give kv {RECOMPUTE.name} (--kv {RECOMPUTE.name}), or leave it out",
+        ),
+    ] = 0
+    """Tokens at most that are copied from the text so far where it repeats itself, and verified by all layers
+    at once, before the policy is asked; 0 for none."""
 
     def __post_init__(self) -> None:
         settle_fields(self, PolicyError, where=_option)
@@ -202,6 +213,7 @@ class DecodingOptions:
         kv: str | None = None,
         heads: HeadsSource = None,
         draft_length: DraftLength | Auto | None = None,
+        lookup: int = 0,
         batching: str | None = None,
         new_tokens: int = NEW_TOKENS,
     ) -> DecodingOptions:
@@ -220,6 +232,7 @@ class DecodingOptions:
             kv=kv or (PROPAGATE.name if tuned is None else tuned.kv),
             heads=read_heads_source(heads, tuned),
             draft_length=DRAFT_LENGTH if draft_length is None else draft_length,
+            lookup=lookup,
             batching=batching or LOCKSTEP,
             new_tokens=new_tokens,
             tuned=tuned,
@@ -236,7 +249,7 @@ class DecodingOptions:
     @property
     def name(self) -> str:
         """Policy and strategy, as shown."""
-        return f"{self.policy} ({self.kv})"
+        return f"{self.policy} ({self.kv}{', lookup' if self.lookup else ''})"
 
     def for_task(self, task: str | None) -> DecodingOptions:
         """The same with the policy of a workload class, None if that is not known."""
@@ -244,8 +257,8 @@ class DecodingOptions:
 
     @property
     def full_model(self) -> DecodingOptions:
-        """The same without exits."""
-        return replace(self, policy=Never(), kv=PROPAGATE.name, tuned=None)
+        """The same without exits, and without drafts."""
+        return replace(self, policy=Never(), kv=PROPAGATE.name, tuned=None, lookup=0)
 
     def check_asked(self, asked: ModelRequest, heads: Path | None) -> None:
         """Refuse what does not fit the model that is asked for, or itself, before it is loaded.

@@ -318,6 +318,11 @@ class Model:
         return len(self.stack)
 
     @property
+    def runs_own_code(self) -> bool:
+        """Whether Python code that comes with the checkpoint runs: whoever loaded it trusts that."""
+        return type(self.hf).__module__.startswith("transformers_modules")
+
+    @property
     def asked_attention(self) -> dict[str, str]:
         """What keys of results hold of it, since it changes last digits: nothing of the family's own."""
         return {} if self.attention is None else {ATTENTION: self.attention}

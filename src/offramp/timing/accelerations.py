@@ -17,18 +17,18 @@ JOINED = " + "
 """Between the parts of a combination."""
 EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"
 SHORT_LIST = "shortlist"
-SHORT_LIST_WITH_EXITS = JOINED.join((SHORT_LIST, EXITS))
 LLAMA_CPP = "llama.cpp"
-SHORT_LIST_WITH_LOOKUP = JOINED.join((SHORT_LIST, PROMPT_LOOKUP))
 DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP, LLAMA_CPP)
 COMBINE, BESIDE = "--combine", "--beside"
-DECODER_GROUP, HEAD_GROUP, ROUNDING_GROUP = "decoder", "output head", "quantisation"
+DECODER_GROUP, HEAD_GROUP, DRAFT_GROUP, ROUNDING_GROUP = "decoder", "output head", "drafts", "quantisation"
+GROUPS = {SHORT_LIST: HEAD_GROUP, PROMPT_LOOKUP: DRAFT_GROUP}
+"""Of ways to decode that stand beside another one."""
 FIRST = ("prune",)
 """Transforms that are applied before others: what importance says of layers, it says of exact ones."""
 
 WHY_EXCLUDED = {
     DECODER_GROUP: "each is a decoding loop of its own, and a token comes out of one of them (speculate is "
-    "the exit policy with its tokens verified instead of kept; prompt_lookup drafts from the text instead)",
+    "the exit policy with its tokens verified instead of kept)",
     ROUNDING_GROUP: "they round the same weights",
 }
 SAME_TRANSFORM = "a transform is applied once"
@@ -102,7 +102,7 @@ def read_beside(texts: Sequence[str], dtype: str | None = None) -> tuple[Parts, 
 
 def _read(text: str, dtype: str | None, where: str) -> Acceleration:
     if text in DECODERS:
-        return Acceleration(text, text, HEAD_GROUP if text == SHORT_LIST else DECODER_GROUP)
+        return Acceleration(text, text, GROUPS.get(text, DECODER_GROUP))
     kind = text.partition(":")[0]
     if kind not in TRANSFORMS:
         raise InputError(
@@ -131,7 +131,7 @@ def combinations_of(accelerations: Sequence[Acceleration]) -> list[Parts]:
 
 def _place(way: Acceleration) -> int:
     if way.transform is None:
-        return 2 if way.text == SHORT_LIST else 3
+        return {SHORT_LIST: 2, PROMPT_LOOKUP: 4}.get(way.text, 3)
     return 0 if way.transform.name in FIRST else 1
 
 
@@ -148,7 +148,8 @@ def decoder_of(parts: Parts) -> str | None:
 def _clash(parts: Parts) -> bool:
     """Whether parts of different groups exclude each other."""
     texts = {part.text for part in parts}
-    return {SHORT_LIST, SPECULATE} <= texts or (LLAMA_CPP in texts and len(texts) > 1)
+    drafts = SPECULATE in texts and bool(texts & {SHORT_LIST, PROMPT_LOOKUP})
+    return drafts or (LLAMA_CPP in texts and len(texts) > 1)
 
 
 def name_of(parts: Sequence[Acceleration]) -> str:
@@ -168,6 +169,9 @@ def excluded_of(accelerations: Sequence[Acceleration]) -> tuple[str, ...]:
         if len(names) > 1
     ]
     names_of = {way.text: way.name for way in accelerations}
+    if {PROMPT_LOOKUP, SPECULATE} <= names_of.keys():
+        drafted = "a token is drafted by one of them"
+        apart.insert(0, f"{SPECULATE} is not combined with {PROMPT_LOOKUP}: {drafted}")
     if {SHORT_LIST, SPECULATE} <= names_of.keys():
         drafted = "its drafts are verified with the whole output head"
         apart.insert(0, f"{SPECULATE} is not combined with {SHORT_LIST}: {drafted}")

@@ -57,6 +57,7 @@ def bench(
     batch: Count = 1,
     batching: BatchingName = LOCKSTEP,
     draft_length: DraftLength | Auto = DRAFT_LENGTH,
+    lookup: Whole = 0,
     task: str | None = None,
     budget_seconds: NotNegative | None = TIMING_SECONDS,
     rounds: Count | None = None,
@@ -76,8 +77,8 @@ def bench(
     the seconds are spent. Ratios are of blocks side by side, over the plain decoder that comes out the
     fastest, their intervals over prompts.
     prompts: token ids; `batch` of them are decoded side by side, padded on the left. cells: further policies,
-    each with its strategy for K and V, timed in the same turns. kv, heads, batching, draft_length, task: as
-    `offramp.generate` takes them.
+    each with its strategy for K and V, timed in the same turns. kv, heads, batching, draft_length, lookup,
+    task: as `offramp.generate` takes them.
     budget_seconds: of all of this; two prompts are always decoded. rounds: how often each prompt is decoded,
     at most; None for as often as the seconds allow. worth: the gain that matters, as a share. beside:
     accelerations without exits, each as "int8" or "int8 + prompt_lookup". seed: of the order of turns.
@@ -93,6 +94,7 @@ def bench(
             kv=strategy,
             heads=fitted,
             draft_length=draft_length,
+            lookup=lookup,
             batching=batching,
             new_tokens=new_tokens,
         ).for_task(task)

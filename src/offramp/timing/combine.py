@@ -32,6 +32,7 @@ from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.timing.accelerations import (
     EXITS,
     JOINED,
+    PROMPT_LOOKUP,
     SHORT_LIST,
     SPECULATE,
     Acceleration,
@@ -41,10 +42,7 @@ from offramp.timing.accelerations import (
 )
 from offramp.timing.bench import free_running_of, prompts_and_answers, settle
 from offramp.timing.combined_contenders import Chosen, CombinedContender, candidate_of
-from offramp.timing.contenders import (
-    WITHOUT_PEERS,
-    plain_decoders,
-)
+from offramp.timing.contenders import PLAIN_DECODERS, Extent, plain_decoders
 from offramp.timing.decoder import (
     Candidates,
     Decoder,
@@ -54,6 +52,7 @@ from offramp.timing.decoder import (
 )
 from offramp.timing.ratios import product_of, ratio_over
 from offramp.timing.results import (
+    LOOKUP,
     PLAIN_NAME,
     Cluster,
     Combination,
@@ -81,7 +80,6 @@ def combine(
     plain: str | None = None,
     workload: str = "",
     floor: Proportion = MAIN_FLOOR,
-    trust_remote_code: bool = False,
     seed: int = SEED,
     progress: Progress | None = None,
 ) -> CombineResult:
@@ -107,8 +105,10 @@ def combine(
     options = (options if own is None else replace(options, heads=own)).for_task(workload or None)
     base = settle(model, [options], prompts=prompts, task=workload or None)
     require_exits(asked, base)
-    variants = load_variants(base, combinations_of(asked), heads=heads, trust_remote_code=trust_remote_code)
-    extent = replace(WITHOUT_PEERS, plain=plain, warm_up_tokens=WARM_UP_TOKENS)
+    variants = load_variants(base, combinations_of(asked), heads=heads)
+    # What drafts from the text without exits is timed as transformers does it, too.
+    peers = (LOOKUP,) if any(way.text == PROMPT_LOOKUP for way in asked) else ()
+    extent = Extent((*PLAIN_DECODERS, *peers), plain, WARM_UP_TOKENS)
     with quiet_transformers():
         session = Session(base, extent, limits, together=True, seed=seed, progress=progress)
         # Some are decoded shortly to find the best way.
@@ -308,7 +308,7 @@ def qualities_of(
         if candidate.name not in decoded:
             continue
         model, cell = candidate.setting.model, candidate.cell
-        if cell is not None and STRATEGIES[cell.kv].lossless:
+        if cell is not None and (STRATEGIES[cell.kv].lossless or isinstance(cell.policy, Never)):
             cell = None
         key = candidate.key, candidate.name if candidate.forced else None if cell is None else cell.name
         if key not in forced:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.options import DecodingOptions
 from offramp.defaults import SHORTLIST
 from offramp.errors import InputError, PolicyError
-from offramp.heads.at_work import restricted_tokens
 from offramp.models.model import Model
 from offramp.models.tensors import is_wrapped
+from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.short_list import with_short_head
 from offramp.timing.accelerations import (
     EXITS,
+    JOINED,
     LLAMA_CPP,
     PROMPT_LOOKUP,
     SHORT_LIST,
-    SHORT_LIST_WITH_EXITS,
-    SHORT_LIST_WITH_LOOKUP,
     SPECULATE,
     Parts,
     decoder_of,
@@ -32,8 +27,8 @@ from offramp.timing.accelerations import (
     transforms_of,
 )
 from offramp.timing.contenders import (
-    CONTENDERS,
     FAILURES,
+    LOOKUP_LENGTHS,
     plain_decoders,
     policies,
     seconds_in_trial,
@@ -41,7 +36,6 @@ from offramp.timing.contenders import (
 )
 from offramp.timing.decoder import (
     Candidates,
-    DecodedBatch,
     Decoder,
     Setting,
     left_out,
@@ -49,7 +43,6 @@ from offramp.timing.decoder import (
 )
 from offramp.timing.native_runtime import NativeRuntime
 from offramp.timing.results import (
-    LOOKUP,
     Contender,
 )
 from offramp.timing.variants import Key, ModelVariant, key_of, load_variants
@@ -82,24 +75,21 @@ class CombinedContender:
     @property
     def policy(self) -> str | None:
         """The policy that decides on its model, None without."""
-        return None if self.cell is None else str(self.cell.policy)
+        decides = self.cell is not None and not isinstance(self.cell.policy, Never)
+        return str(self.cell.policy) if decides else None
 
 
 def candidate_of(parts: Parts, variant: ModelVariant) -> CombinedContender:
     """A combination on its model."""
     setting, way, name = variant.setting, decoder_of(parts), name_of(parts)
-    exits = way in OF_THE_POLICY
+    exits = bool({EXITS, SPECULATE} & {part.text for part in parts})
     if variant.refused is not None and exits:
         return CombinedContender(parts, setting, left_out(name, ROLE, variant.refused))
     if way == LLAMA_CPP:
         return _native(parts, setting)
     try:
-        cell = CELLS[way](setting) if way in CELLS else None
-        if way in ELSEWHERE:
-            found = ELSEWHERE[way](setting)
-        else:
-            assert cell is not None  # all others decode in our loop
-            found = _decoding(setting, cell)
+        cell = None if way is None else _cell_of(way, setting)
+        found = _fastest_plain(setting) if cell is None else _decoding(setting, cell)
     except PolicyError as error:
         return CombinedContender(parts, setting, left_out(name, ROLE, error.what, full_depth=not exits))
     if isinstance(found, Contender):
@@ -163,63 +153,6 @@ def _decoding(setting: Setting, cell: DecodingOptions) -> Decoder | Contender:
     return replace(found, note=f"its tokens are the {tokens}")
 
 
-def _prompt_lookup(setting: Setting) -> Decoder | Contender:
-    """Its drafts are verified with the whole output head."""
-    (found,) = CONTENDERS[LOOKUP].make(setting)
-    return found if isinstance(found, Contender) else replace(found, output_must_match=setting.exact)
-
-
-def _lookup_through_cut_head(setting: Setting) -> Decoder | Contender:
-    """The same with drafts verified through the head cut to the short list."""
-    hf = setting.model.hf
-    listed = restricted_tokens(setting.main.heads, setting.model.shape.vocabulary_size)
-    head = CutHead(hf.get_output_embeddings(), listed)
-    with reading_through(hf, head):
-        (found,) = CONTENDERS[LOOKUP].make(setting)
-    if isinstance(found, Contender):
-        return found
-    whole = found.whole
-    assert whole is not None  # it decodes at a stretch
-
-    def decode(prompts: PromptBatch, new_tokens: int) -> DecodedBatch:
-        with reading_through(hf, head):
-            return whole(prompts, new_tokens)
-
-    return replace(found, whole=decode)
-
-
-@contextmanager
-def reading_through(hf: Any, head: nn.Module) -> Iterator[None]:
-    """Meanwhile a transformers model has another output head."""
-    whole = hf.get_output_embeddings()
-    hf.set_output_embeddings(head)
-    try:
-        yield
-    finally:
-        hf.set_output_embeddings(whole)
-
-
-class CutHead(nn.Module):
-    """An output head that computes the logits of some tokens alone: [..., hidden] -> [..., vocabulary].
-
-    The logits of all others are the lowest number of their type.
-    """
-
-    def __init__(self, head: nn.Linear, tokens: Tensor) -> None:
-        """tokens: int64 [listed]."""
-        super().__init__()
-        self.tokens, self.vocabulary_size = tokens.to(head.weight.device), len(head.weight)
-        self.weight = nn.Parameter(head.weight[self.tokens].contiguous(), requires_grad=False)
-        self.bias = None if head.bias is None else nn.Parameter(head.bias[self.tokens], requires_grad=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """The logits."""
-        listed = nn.functional.linear(hidden, self.weight, self.bias)
-        lowest = torch.finfo(listed.dtype).min
-        logits = listed.new_full((*listed.shape[:-1], self.vocabulary_size), lowest)
-        return logits.index_copy_(-1, self.tokens, listed)
-
-
 def _native(parts: Parts, setting: Setting) -> CombinedContender:
     """llama.cpp with the file that the model was made from, or why it cannot take part."""
     name = name_of(parts)
@@ -232,30 +165,30 @@ def _native(parts: Parts, setting: Setting) -> CombinedContender:
     return CombinedContender(parts, setting, decoder, forced=runtime.forced_agreement)
 
 
-def _cut(cell: DecodingOptions) -> DecodingOptions:
-    return replace(cell, policy=with_short_head(cell.policy))
+LONGEST = max(LOOKUP_LENGTHS)
+"""Tokens that our loop copies from the text at once, at most."""
 
 
-CELLS: dict[str | None, Callable[[Setting], DecodingOptions]] = {
-    EXITS: lambda setting: setting.main,
-    SPECULATE: lambda setting: replace(setting.main, kv=SPECULATE),
-    SHORT_LIST: lambda setting: _cut(setting.main.full_model),
-    SHORT_LIST_WITH_EXITS: lambda setting: _cut(setting.main),
-    SHORT_LIST_WITH_LOOKUP: lambda setting: _cut(setting.main.full_model),
+def _cell_of(way: str, setting: Setting) -> DecodingOptions:
+    """How our loop decodes some ways at once, as "shortlist + exits". Raises PolicyError if it cannot."""
+    ways = way.split(JOINED)
+    cell = setting.main if {EXITS, SPECULATE} & {*ways} else setting.main.full_model
+    for part in ways:
+        cell = IN_OUR_LOOP[part](cell)
+    return cell
+
+
+def _with_lookup(cell: DecodingOptions) -> DecodingOptions:
+    return replace(cell, lookup=LONGEST)
+
+
+IN_OUR_LOOP: dict[str, Callable[[DecodingOptions], DecodingOptions]] = {
+    EXITS: lambda cell: cell,
+    SPECULATE: lambda cell: replace(cell, kv=SPECULATE),
+    SHORT_LIST: lambda cell: replace(cell, policy=with_short_head(cell.policy)),
+    PROMPT_LOOKUP: _with_lookup,
 }
-"""Policy and strategy by the way to decode, where that is our loop, or gives what our loop would give."""
-
-
-ELSEWHERE: dict[str | None, Callable[[Setting], Decoder | Contender]] = {
-    None: _fastest_plain,
-    PROMPT_LOOKUP: _prompt_lookup,
-    SHORT_LIST_WITH_LOOKUP: _lookup_through_cut_head,
-}
-"""What decodes where that is not our loop; None is plain decoding."""
-
-
-OF_THE_POLICY = (EXITS, SPECULATE, SHORT_LIST_WITH_EXITS)
-"""Ways to decode that need the policy that was given."""
+"""What each way to decode makes of how our loop does."""
 
 
 def computes_exactly(model: Model) -> bool:

@@ -38,7 +38,7 @@ def predict(trace: Trace, setting: Setting, cell: DecodingOptions, machine: Mach
     """The policy replayed on the trace and charged at the mean position of the tokens to be decoded.
 
     Raises PolicyError and InputError as `replay` does; InputError if the trace was read through other heads
-    than the decoder will use, or for a draft length that adapts while decoding: a trace does not say to what.
+    than the decoder will use, or for drafts whose number adapts while decoding: a trace does not say to what.
     """
     read = reading_parts(trace.request.get("heads") or {})
     own = reading_parts({} if cell.heads is None else read_by(cell.heads))
@@ -51,9 +51,9 @@ def predict(trace: Trace, setting: Setting, cell: DecodingOptions, machine: Mach
         )
     if adapts(cell):
         raise InputError(
-            f"a draft length of {cell.draft_length!r} cannot be predicted",
+            "how many tokens are drafted is found out while decoding, and cannot be predicted",
             where="draft length",
-            fix="give a number of drafts, 4 say",
+            fix="leave the drafts from the text out" if cell.lookup else "give a number of drafts, 4 say",
         )
     return replay(
         trace,
@@ -69,7 +69,7 @@ def predict(trace: Trace, setting: Setting, cell: DecodingOptions, machine: Mach
 
 def adapts(cell: DecodingOptions) -> bool:
     """Whether drafts are made whose length is known only when they are."""
-    return cell.kv == "speculate" and not isinstance(cell.draft_length, int)
+    return bool(cell.lookup) or (cell.kv == "speculate" and not isinstance(cell.draft_length, int))
 
 
 def forecast(

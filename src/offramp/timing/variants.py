@@ -60,7 +60,6 @@ def load_variants(
     combinations: Sequence[Parts],
     *,
     heads: Sequence[ExitHeads] = (),
-    trust_remote_code: bool = False,
 ) -> dict[Key, ModelVariant]:
     """Every model that the combinations need, by the names of its transforms; all stay in memory.
 
@@ -88,7 +87,7 @@ def load_variants(
             transforms=[
                 resolved.get(part.name, part.transform) for part in parts if part.transform is not None
             ],
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=base.model.runs_own_code,
             progress=False,
             placement=Placement(str(base.model.stack.device)),
         )

@@ -420,14 +420,14 @@ def _measured(
 def _load_untransformed(model: Model) -> Model:
     """The model as it was before any transform."""
     assert model.source is not None  # `check_reference` has seen to it
-    # Code that comes with a model ran when the model itself was loaded: it is trusted.
-    own_code = type(model.hf).__module__.startswith("transformers_modules")
     on_disk = model.streamed is not None or would_not_fit(model.source, model.dtype)
     if on_disk:
-        return load_streamed(model.source, dtype=model.dtype, trust_remote_code=own_code)
+        return load_streamed(model.source, dtype=model.dtype, trust_remote_code=model.runs_own_code)
     # Where the transformed one is, spread over several devices as that is.
     placement = Placement(str(model.stack.device), getattr(model.hf, "hf_device_map", None), model.attention)
-    return load_source(model.source, dtype=model.dtype, trust_remote_code=own_code, placement=placement)
+    return load_source(
+        model.source, dtype=model.dtype, trust_remote_code=model.runs_own_code, placement=placement
+    )
 
 
 def _reference_of(part: Part, kind: str) -> Reference:

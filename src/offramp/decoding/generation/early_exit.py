@@ -27,6 +27,7 @@ from offramp.decoding.options import (
 from offramp.decoding.strategies.next_token import Chooser
 from offramp.defaults import DRAFT_LENGTH
 from offramp.errors import InputError
+from offramp.kit.numbers import Whole
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 
 KEPT_BACK = ("streamer", "assistant_model")
@@ -222,6 +223,7 @@ def early_exit(
     kv: StrategyName | None = None,
     heads: HeadsSource = None,
     draft_length: DraftLength | Auto = DRAFT_LENGTH,
+    lookup: Whole = 0,
     batching: BatchingName = LOCKSTEP,
     task: str | None = None,
 ) -> EarlyExit:
@@ -241,7 +243,7 @@ def early_exit(
     array([4, 2, 2, 2])
     """
     options = DecodingOptions.read(
-        policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching
+        policy, kv=kv, heads=heads, draft_length=draft_length, lookup=lookup, batching=batching
     ).for_task(task)
     return EarlyExit(options, before=lambda engine: options.check_tuned_heads(engine.layers))
 

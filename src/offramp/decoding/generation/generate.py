@@ -79,6 +79,7 @@ def generate(
     force_tokens: Sequence[Any] | Tensor | None = None,
     chat: bool = False,
     draft_length: DraftLength | Auto = DRAFT_LENGTH,
+    lookup: Whole = 0,
     seed: Whole | None = None,
     batching: BatchingName = LOCKSTEP,
     task: str | None = None,
@@ -98,6 +99,8 @@ def generate(
     heads: exit heads, or the path of their file, that exits below L are read through. batching: "lockstep"
     (all rows leave together, at the deepest of their exits) or "rebatch" (each leaves at its own).
     draft_length: tokens drafted before a verification, at most, or "auto" ("speculate").
+    lookup: tokens at most that are copied from the text so far where it repeats itself (prompt lookup), and
+    verified by all layers at once before the policy is asked; with kv "recompute", one prompt at a time.
     max_new_tokens: at most; a row ends with the model's end token, which is included.
     force_tokens: [new] or [batch, new] token ids that are fed instead of the chosen ones, all of them
     whatever they say, so that the policy's decisions can be held against a replay of the same text.
@@ -128,6 +131,7 @@ def generate(
         kv=kv,
         heads=heads,
         draft_length=draft_length,
+        lookup=lookup,
         batching=batching,
         new_tokens=max_new_tokens if forced is None else forced.shape[1],
     ).for_task(task)

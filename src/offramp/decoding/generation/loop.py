@@ -24,12 +24,13 @@ from offramp.decoding.generation.result import BatchGeneration, Generation
 from offramp.decoding.generation.transcript import Transcript
 from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.decoding.strategies.next_token import Advance, Chooser, NonFiniteLogits, is_broken, require_whole
-from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.decoding.strategies.registry import strategy_of
 from offramp.decoding.strategies.strategy import Conditions, Gear, PolicyDriver, Strategy
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.devices import float64_device, free_bytes
 from offramp.models.model import Model
 from offramp.policies.cost_breakdown import Usage
+from offramp.policies.kv import RECOMPUTE
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.steps import BATCHINGS
 
@@ -51,12 +52,19 @@ def check_decodable(
     padded = batch > 1 if padded is None else padded
     conditions = Conditions(options, engine.layers, engine.dtype, batch, tuple(processors), padded)
     check_policy(options.policy, engine.layers, options.heads)
-    STRATEGIES[options.kv].check(conditions)
-    wanted = ["never_exit", *([options.kv] if options.policy.needs(engine.layers) else [])]
+    strategy_of(options).check(conditions)
+    leaves = bool(options.policy.needs(engine.layers))
+    wanted = ["never_exit", *([RECOMPUTE.name] if options.lookup else [options.kv] if leaves else [])]
     if batch > 1 or padded:
         wanted.append("lockstep")
     if batch > 1 and options.batching == "rebatch":
         wanted.append("rebatch")
+    if options.lookup and engine.recurrent:
+        raise InputError(
+            f"{type(engine.hf).__name__} keeps a recurrent state, out of which no wrong draft can be taken",
+            where="lookup= (--lookup)",
+            fix="leave it out",
+        )
     for ability in wanted:
         reason = engine.abilities.reason(ability)
         if reason is not None:
@@ -160,7 +168,7 @@ class Plan:
     @property
     def strategy(self) -> type[Strategy]:
         """Of the options, for K and V."""
-        return STRATEGIES[self.options.kv]
+        return strategy_of(self.options)
 
 
 class Loop:
@@ -426,7 +434,7 @@ class Scorer:
         try:
             facts = self._run_prompt(sequences, ids)
             meter.start()
-            strategy = STRATEGIES[self._options.kv](self._gear(sequences, chooser, facts))
+            strategy = strategy_of(self._options)(self._gear(sequences, chooser, facts))
             return self._run_steps(strategy, ids[:, -1:], forced[0])
         finally:
             # A traceback may outlive this; the cache shall not.

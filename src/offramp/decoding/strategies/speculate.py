@@ -41,7 +41,8 @@ class AdaptiveLength:
     (Leviathan et al., arXiv 2211.17192, equation 1). It costs, in layers, with e the mean exit of drafts, h
     the head, x an exit's and r(.) the cost of rows: n + 1 rows through layers 1..e one by one, n exit heads,
     and the rest with the head as one block: (n + 1) e + n x + (L - e + h) r(n + 1). The best n in 0..longest
-    is taken, where 0 decodes plainly, without asking the policy, for L + h.
+    is taken, where 0 decodes without drafts: plainly, without asking the policy, for L + h, or for what
+    `without` says that it costs.
 
     a = (2 + accepted) / (3 + judged), e and both counts with weights that fall by 0.9 a round; before the
     first draft e is the policy's shallowest exit. A length of 0 teaches nothing, so that after a pause of 8
@@ -55,6 +56,7 @@ class AdaptiveLength:
         self._layers = layers
         self._head = head
         self._exit_head = exit_head
+        self.without: float | None = None
         self._exit = shallowest
         self._accepted = self._judged = self._exits = self._drafts = 0.0
         self._pause = SHORTEST_PAUSE
@@ -83,6 +85,8 @@ class AdaptiveLength:
     def _gain(self, length: int, right: float) -> float:
         """Tokens per cost of a round; see the class."""
         tokens = sum(right**draft for draft in range(length + 1))
+        if not length and self.without is not None:
+            return 1.0 / self.without
         exit = self._exit if length else 0.0
         below = (length + 1) * exit + length * self._exit_head
         return tokens / (below + (self._layers - exit + self._head) * self._settings.rows(length + 1))
@@ -109,7 +113,7 @@ def draft_length_of(value: int | str | Auto, engine: Engine, policy: ExitPolicy)
     head = settings.head if settings.head is not None else head_in_layers(engine)
     exit_head = settings.exit_head
     if exit_head is None:
-        exit_head = head * _share_of_vocabulary(engine) if policy.short_list else head
+        exit_head = head * share_of_vocabulary(engine) if policy.short_list else head
     shallowest = min(policy.leaves_at(engine.layers), default=engine.layers)
     return AdaptiveLength(settings, engine.layers, head, exit_head, shallowest)
 
@@ -122,7 +126,8 @@ def head_in_layers(engine: Engine) -> float:
     return head * len(set(stack.layers)) / layers
 
 
-def _share_of_vocabulary(engine: Engine) -> float:
+def share_of_vocabulary(engine: Engine) -> float:
+    """Of the whole output head, what a short list of the usual length computes."""
     vocabulary = int(engine.hf.config.get_text_config().vocab_size)
     return min(1.0, ProbeSizes().shortlist / vocabulary)
 
