@@ -12,21 +12,24 @@ import numpy as np
 import pytest
 
 import results
-from offramp.timing.results import Cluster, Contender
-from offramp.tuning.predict import MEASURED_SHARE
-from picture import Bar, Dot, forest, scatter
-from results import (
+from measured import (
+    FITTED_ON,
+    KEPT,
     Measured,
     Pair,
     credit_rows,
+    credited,
     executed_summary,
     kept_measurements,
     loops,
     measured_share,
-    outputs,
     pairs_of,
     slope_of,
 )
+from offramp.timing.results import Cluster, Contender
+from offramp.tuning.predict import MEASURED_SHARE
+from picture import Bar, Dot, forest, scatter
+from results import outputs
 
 
 def test_what_is_written_is_what_the_kept_measurements_say() -> None:
@@ -36,7 +39,7 @@ def test_what_is_written_is_what_the_kept_measurements_say() -> None:
 
 def test_another_measurement_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One ratio of one prompt is another by a hundredth: two tables and a page differ."""
-    for path in results.KEPT.glob("*.json"):
+    for path in KEPT.glob("*.json"):
         (tmp_path / path.name).write_text(path.read_text())
     changed = tmp_path / "smollm2-math.json"
     kept = json.loads(changed.read_text())
@@ -77,7 +80,7 @@ def slow_credit(measured: Measured, contender: Contender, floor: float) -> tuple
 def test_credits_come_out_the_same_by_a_plain_loop() -> None:
     checked = 0
     for measured in kept_measurements():
-        for row in results.credited(measured):
+        for row in credited(measured):
             if row.credit is None or row.contender is None:
                 continue
             value, over = slow_credit(measured, row.contender, row.verdict.floor)
@@ -120,7 +123,7 @@ def test_the_first_token_and_loops_are_left_out_by_hand(tmp_path: Path) -> None:
 
 
 def test_predictions_are_shrunk_by_what_the_kept_pairs_say() -> None:
-    pairs = [pair for pair in pairs_of(kept_measurements()) if pair.model == results.FITTED_ON]
+    pairs = [pair for pair in pairs_of(kept_measurements()) if pair.model == FITTED_ON]
     share = measured_share(pairs)
     assert (share.value, share.low, share.high) == pytest.approx(
         (MEASURED_SHARE.value, MEASURED_SHARE.low, MEASURED_SHARE.high), abs=0.005

@@ -75,8 +75,9 @@ class CombinedContender:
     @property
     def policy(self) -> str | None:
         """The policy that decides on its model, None without."""
-        decides = self.cell is not None and not isinstance(self.cell.policy, Never)
-        return str(self.cell.policy) if decides else None
+        if self.cell is None or isinstance(self.cell.policy, Never):
+            return None
+        return str(self.cell.policy)
 
 
 def candidate_of(parts: Parts, variant: ModelVariant) -> CombinedContender:
