@@ -20,6 +20,7 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.work.decode import DecodedPolicies, DecodeWork
 from offramp.timing.accelerations import LLAMA_CPP
 from offramp.timing.results import BenchResult, CombineResult, Contender, Credit, read_combined, read_results
+from offramp.tuning.bounds import sequential_capital
 from offramp.tuning.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -359,6 +360,33 @@ def stack_rows(results: Iterable[tuple[str, CombineResult]]) -> list[dict[str, A
 def stacks(folder: Path = KEPT / "stack") -> list[tuple[str, CombineResult]]:
     """Measurements of `offramp bench --combine` that were kept, by file name."""
     return [(path.stem, read_combined(path)) for path in sorted(folder.glob("*.json"))]
+
+
+LOOKUP_FLOOR, LOOKUP_CHANCE = 0.9, 0.1 / 3
+"""At which the policy was certified that is timed with drafts from the text; and the chance that the
+certificate of both together is wrong, as large as that of each of the study's texts."""
+
+
+PLANNED = 512
+"""Documents of the study's certificates on that text, which may be decoded for it."""
+CERTIFICATE = Path("lookup") / "qwen-0.5b-math-certificate.csv"
+"""Of both together, every document in its order."""
+
+
+def lookup_losses(path: Path = KEPT / CERTIFICATE) -> list[float]:
+    """The share of wrong tokens of every document that was decoded with both."""
+    rows = csv.DictReader(path.read_text().splitlines())
+    return [int(row["wrong"]) / int(row["tokens"]) for row in rows]
+
+
+def certified_after(losses: Sequence[float], floor: float, chance: float, planned: int) -> int | None:
+    """After how many documents, in their order, the betting bound certifies a floor; None if it does not.
+
+    losses: the share of wrong tokens of each. planned: documents that may be looked at.
+    """
+    capital = sequential_capital(np.array(losses), 1.0 - floor, chance, planned)
+    enough = np.flatnonzero(capital >= math.log(1.0 / chance))
+    return int(enough[0]) + 1 if len(enough) else None
 
 
 def beside_lookup(path: Path = KEPT / "lookup" / "qwen-0.5b-math.json") -> BenchResult:

@@ -10,19 +10,25 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from measured import (
     FITTED_ON,
     KEPT,
+    LOOKUP_CHANCE,
+    LOOKUP_FLOOR,
+    PLANNED,
     ROOT,
     Measured,
     as_csv,
     beside_lookup,
+    certified_after,
     contender_rows,
     credit_rows,
     keep,
     kept_measurements,
+    lookup_losses,
     measured_share,
     pairs_of,
     prediction_rows,
@@ -31,11 +37,13 @@ from measured import (
     stacks,
     timed_pairs,
 )
+from offramp.defaults import LOCAL
 from offramp.report.formats import percent, thousandths, timed_text
 from offramp.scoring.estimate import Estimate
 from offramp.timing.accelerations import JOINED, LLAMA_CPP, PROMPT_LOOKUP, SHORT_LIST
 from offramp.timing.contenders import CUT_HEAD
-from offramp.timing.results import A_A, LOOKUP, PLAIN, BenchResult, CombineResult, Contender
+from offramp.timing.results import A_A, LOOKUP, PLAIN, BenchResult, CombineResult, Contender, Credit
+from offramp.tuning.verdict import Speed, decide
 from picture import Bar, Dot, forest, scatter
 from right_answers import accuracy_markdown, answered
 
@@ -43,8 +51,6 @@ IMAGES = ROOT / "docs" / "images"
 PAGE = ROOT / "docs" / "results" / "README.md"
 ROUNDING = 0.0005
 """Of shares in tables."""
-LOOKUP_FLOOR = 0.9
-"""At which the policy was certified, that is timed with drafts from the text."""
 SHOWN = {str(CUT_HEAD): "the cut head", LOOKUP: "transformers' prompt lookup"}
 PARTS = {SHORT_LIST: "cut head", PROMPT_LOOKUP: "prompt lookup"}
 """What decoders without exits, and parts of combinations, are called in tables."""
@@ -157,6 +163,26 @@ def beside_markdown(result: BenchResult, floor: float) -> str:
     return "\n".join(lines)
 
 
+def together_answer(result: BenchResult, losses: Sequence[float]) -> tuple[Credit, int | None, str]:
+    """What exits add to drafts from the text, when both were certified, and the answer of the rule."""
+    after = certified_after(losses, LOOKUP_FLOOR, LOOKUP_CHANCE, PLANNED)
+    credit = result.credit(result.main.name, LOOKUP_FLOOR)
+    assert credit is not None
+    speed = Speed(credit.value, credit.low, credit.high, "measured", LOCAL, at_hand=True)
+    return credit, after, decide(worth=result.worth, credit=speed, certified=after is not None)
+
+
+def together_markdown(result: BenchResult, losses: Sequence[float]) -> str:
+    """What a policy with drafts from the text keeps, and the answer."""
+    _, after, answer = together_answer(result, losses)
+    own = f"certified after {after}, but for a chance of {percent(LOOKUP_CHANCE)} of its own"
+    return (
+        f"Decoded with both, {share(1.0 - fmean(losses))} of the tokens of {len(losses)} documents are kept "
+        f"({'not certified' if after is None else own}); at {percent(LOOKUP_FLOOR)} exits beside prompt "
+        f"lookup: **{answer}**."
+    )
+
+
 def fastest(contender: Contender) -> float:
     """Its speed over plain decoding, of one that was timed."""
     assert contender.ratio is not None
@@ -249,7 +275,9 @@ def outputs() -> dict[Path, str]:
         "stack": stack_rows(combined),
     }
     found = {KEPT / f"{name}.csv": as_csv(rows) for name, rows in tables.items()}
-    if bars := bars_of(credits):
+    credit, _, answer = together_answer(beside_lookup(), lookup_losses())
+    both = Bar("qwen-0.5b, math, 90 %, and lookup", credit.value, credit.low, credit.high, answer)
+    if bars := [*bars_of(credits), both]:
         found[IMAGES / "added.svg"] = forest("What early exit adds", bars)
     for name, result in combined:
         title = f"A tuned stack: {', '.join(name.rsplit('-', 1))}"
@@ -262,6 +290,7 @@ def outputs() -> dict[Path, str]:
         f"{in_words(contenders, str(CUT_HEAD))}. As a share of what the faster policy saves that is, "
         f"on {head_share(measurements)}; beyond 100 % it saves more than the exits do.",
         "lookup": f"Prompt lookup, which loses nothing, is {in_words(contenders, LOOKUP)}.",
+        "together": together_markdown(beside_lookup(), lookup_losses()),
         "beside-lookup": beside_markdown(beside_lookup(), LOOKUP_FLOOR),
         "accuracy": accuracy_markdown(list(answered(KEPT / "accuracy"))),
         **{f"stack-{name}": stack_markdown(name, result) for name, result in combined},

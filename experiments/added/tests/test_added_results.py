@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,27 @@ def test_another_measurement_would_be_noticed(tmp_path: Path, monkeypatch: pytes
     before = {path: as_text for path, as_text in outputs().items() if path.name == "credits.csv"}
     monkeypatch.setattr(results, "kept_measurements", lambda: kept_measurements(tmp_path))
     assert {path: text for path, text in outputs().items() if path.name == "credits.csv"} != before
+
+
+MARK = re.compile(r"<!-- added:([\w.-]+) -->(.*?)<!-- /added:\1 -->", re.DOTALL)
+"""The computed parts of the page of results, by name."""
+
+
+def test_no_figure_of_the_page_is_typed_by_hand() -> None:
+    prose = MARK.sub("", results.PAGE.read_text()).replace("Qwen2.5", "")
+    assert set(re.findall(r"\d\.\d+", prose)) <= {"1.05", "0.5"}  # the worth, a model's name
+
+
+def test_the_headline_is_of_computed_figures() -> None:
+    parts = dict(MARK.findall(results.PAGE.read_text()))
+    headline = (results.ROOT / "README.md").read_text().partition("**What it adds**")[2].partition("\n\n")[0]
+    intervals = re.findall(r"\d\.\d{3} to \d\.\d{3}", headline)
+    assert intervals
+    assert [shown for shown in intervals if shown not in "".join(parts.values())] == []
+    rows = [line.split("|") for line in parts["stack-smollm2-math"].splitlines()[3:]]
+    speeds = {row[1].strip(): float(row[2].split()[0]) for row in rows}
+    beside = speeds["llama.cpp"] / speeds["**cut head + exits**"]
+    assert f"is {beside:.1f} times as fast as exits" in headline
 
 
 def slow_credit(measured: Measured, contender: Contender, floor: float) -> tuple[float, str]:

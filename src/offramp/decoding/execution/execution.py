@@ -123,19 +123,20 @@ def execute_prompts(
     *,
     kv: str | None = None,
     heads: HeadsSource = None,
+    lookup: int = 0,
     new_tokens: int = 48,
 ) -> list[Execution]:
     """Decode prompts, token ids, greedily and freely with a policy; hold each token against the full model.
 
     Side by side where each may leave at its own exit, else one by one; the end token ends an answer. policy,
-    kv, heads: as `offramp.generate`.
+    kv, heads, lookup: as `offramp.generate`.
 
     Raises InputError and PolicyError as `offramp.generate` does.
     """
     if not prompts:
         raise InputError("there are no prompts", where="prompts=", fix="give at least one")
     openings = [Opening(f"prompt {place + 1}", tuple(ids), traced=False) for place, ids in enumerate(prompts)]
-    options = DecodingOptions.read(policy, kv=kv, heads=heads, new_tokens=new_tokens)
+    options = DecodingOptions.read(policy, kv=kv, heads=heads, lookup=lookup, new_tokens=new_tokens)
     longest = new_tokens + max((len(opening.ids) for opening in openings), default=0)
     rows = len(openings) if rows_together(model, options, longest) > 1 else 1
     return execute(model, openings, options, Judge(model), rows=rows)
