@@ -95,7 +95,7 @@ def credits_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def calibration_markdown(measurements: Sequence[Measured]) -> str:
-    """How predictions did, in two sentences."""
+    """How predictions did, in a few sentences."""
     pairs = pairs_of(measurements)
     fitted, others = ([pair for pair in pairs if (pair.model == FITTED_ON) is own] for own in (True, False))
     found = measured_share(fitted)
@@ -113,6 +113,11 @@ def calibration_markdown(measurements: Sequence[Measured]) -> str:
             f"on predicted savings is {slope_of(others):.2f}, and {slope_of(others, found.value):.2f} once "
             "predictions are shrunk so."
         )
+    misses = [row["measured_agreement"] - row["predicted_agreement"] for row in prediction_rows(measurements)]
+    said += (
+        f" The agreement foretold was missed by up to {100 * max(misses):.1f} points upwards and "
+        f"{-100 * min(misses):.1f} downwards."
+    )
     return said
 
 
@@ -289,7 +294,7 @@ def outputs() -> dict[Path, str]:
         "head": "Cut to the same 8,192 tokens, without any exit, it is "
         f"{in_words(contenders, str(CUT_HEAD))}. As a share of what the faster policy saves that is, "
         f"on {head_share(measurements)}; beyond 100 % it saves more than the exits do.",
-        "lookup": f"Prompt lookup, which loses nothing, is {in_words(contenders, LOOKUP)}.",
+        "lookup": f"Prompt lookup (transformers'), which loses nothing, is {in_words(contenders, LOOKUP)}.",
         "together": together_markdown(beside_lookup(), lookup_losses()),
         "beside-lookup": beside_markdown(beside_lookup(), LOOKUP_FLOOR),
         "accuracy": accuracy_markdown(list(answered(KEPT / "accuracy"))),
@@ -298,7 +303,9 @@ def outputs() -> dict[Path, str]:
     text = PAGE.read_text()
     for name, content in marked.items():
         first, last = f"<!-- added:{name} -->", f"<!-- /added:{name} -->"
-        before, _, rest = text.partition(first)
+        before, there, rest = text.partition(first)
+        if not there:
+            raise ValueError(f"{PAGE} has no place for {first}")
         text = f"{before}{first}\n{content}\n{last}{rest.partition(last)[2]}"
     return found | {PAGE: text}
 
