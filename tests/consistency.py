@@ -280,8 +280,6 @@ def _timed(summary: dict[str, Any], page: str) -> Iterator[str]:
             if seconds and plain and ratio and abs(plain / seconds / ratio["value"] - 1) > 0.02:
                 yield f"{text}: {plain} over {seconds} s is not {ratio['value']}"
             a_a, worth = measurement["a_a"], measurement["worth"]
-            apart = None not in (a_a["low"], a_a["high"]) and (
-                a_a["low"] < 1 - worth or a_a["high"] > 1 + worth
-            )
-            if timed["answer"] == "equivalent" and apart:
+            # Its interval is of 99 %, the answer's of 95 %: that may reach further on a busy machine.
+            if timed["answer"] == "equivalent" and not 1 - worth <= a_a["value"] <= 1 + worth:
                 yield f"{text}: equivalent, where the plain decoder differs from itself by {a_a}"
