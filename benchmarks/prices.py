@@ -45,7 +45,7 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.rules.short_list import ShortList
 from offramp.timing.decoder import Decoder, LoopRunning, Running
-from offramp.timing.defects import Load
+from offramp.timing.defects import MachineLoad
 from offramp.timing.forecast import price_parts, records_of
 from offramp.timing.local_profile import measure_hardware
 from offramp.timing.prediction import LARGEST_RATIO
@@ -166,7 +166,7 @@ def one_shape(name: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model = _model(name, Path(folder) / "model")
     profile = measure_hardware(model, budget_seconds=options.profile_seconds, batches=(1,))
-    load = Load()
+    load = MachineLoad()
     visits = timed(model, options.seconds)
 
     def price(policy: str) -> float:

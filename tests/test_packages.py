@@ -23,6 +23,7 @@ PACKAGES = (
     "report",
     "studies",
     "training",
+    "serving",
     "timing",
     "decoding",
     "tuning",

@@ -7,6 +7,7 @@ Measuring        trace, Trace, score, ScoreCard, drawn_figures, DrawnFigure, pas
 Policies         parse_policy, ExitPolicy, replay, frontier, ranking (once called league), judge, predict
 With a guarantee tune, tune_tasks, Tuned, TunedTasks
 Decoding         generate, Generation, early_exit, execute, Execution, rerun, RerunResult, bench
+Under load       load, Ladder
 Machines         find_machine, measure_hardware
 Training         train_exits, TrainedExits, Regularisation, train_gates, exit_scores, ExitScoreCallback,
                  documents_seen, record_training
@@ -69,6 +70,8 @@ _HOMES = {
     "Findings": "offramp.report.run_findings",
     "passages": "offramp.studies.work.trace",
     "bench": "offramp.timing.bench",
+    "load": "offramp.serving.request",
+    "Ladder": "offramp.serving.contenders",
     "generate": "offramp.decoding.generation.generate",
     "execute": "offramp.decoding.execution.execution:execute_prompts",
     "Execution": "offramp.decoding.execution.execution",
@@ -106,6 +109,8 @@ if TYPE_CHECKING:
     from offramp.runs.request import run
     from offramp.scoring.card import ScoreCard
     from offramp.scoring.scoring import DrawnFigure, drawn_figures, score
+    from offramp.serving.contenders import Ladder
+    from offramp.serving.request import load
     from offramp.studies.comparison.reading import read_comparison as compare
     from offramp.studies.comparison.results import Comparison
     from offramp.studies.study import Study
@@ -141,6 +146,7 @@ __all__ = [
     "Findings",
     "Generation",
     "InputError",
+    "Ladder",
     "Model",
     "OfframpError",
     "Regularisation",
@@ -166,6 +172,7 @@ __all__ = [
     "import_heads",
     "judge",
     "league",
+    "load",
     "load_model",
     "load_workload",
     "measure_hardware",

@@ -177,13 +177,15 @@ def test_what_others_disturb_is_timed_when_it_is_quiet_or_not_at_all(
     monkeypatch.setattr(local_profile, "PATIENCE", 0.2)
     left = iter(loads)
     monkeypatch.setattr(
-        local_profile.Load, "describe", lambda self: {"load_average": [0.2, 0.3], OTHER_LOAD: next(left)}
+        local_profile.MachineLoad,
+        "describe",
+        lambda self: {"load_average": [0.2, 0.3], OTHER_LOAD: next(left)},
     )
     model = tiny_model(llama(num_hidden_layers=1))
 
     def timing(profiler: MachineProfiler, *arguments: object) -> TimingsProfile:
         machine, zeros = machine_facts(torch.get_num_threads()), [[0.0], [0.0]]
-        details = {"machine": machine, **local_profile.Load().describe()}
+        details = {"machine": machine, **local_profile.MachineLoad().describe()}
         return TimingsProfile(
             "local", "made up", "float32", 1, profiler.batches, zeros, zeros, [0.0] * 2, {}, None, None,
             [0.0] * 2, details,

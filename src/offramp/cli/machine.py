@@ -399,10 +399,10 @@ def _machine() -> Looked:
     from offramp.costs.timings import OTHER_LOAD, too_busy
     from offramp.models.devices import AUTO, find_device
     from offramp.runs.stages import describe_machine
-    from offramp.timing.defects import Load
+    from offramp.timing.defects import MachineLoad
     from offramp.timing.local_profile import LOOKING
 
-    machine, load = describe_machine(find_device(AUTO)), Load()
+    machine, load = describe_machine(find_device(AUTO)), MachineLoad()
     time.sleep(LOOKING)
     others = load.describe()[OTHER_LOAD]
     busy = too_busy(machine, others)

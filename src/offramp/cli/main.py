@@ -26,6 +26,7 @@ from offramp.cli.bench import Bench, bench
 from offramp.cli.command import command, show_error
 from offramp.cli.generate import Completion, generate
 from offramp.cli.heads import exits, heads
+from offramp.cli.load import load
 from offramp.cli.machine import DoctorCommand, ListCommand, doctor, hardware, list_things
 from offramp.cli.pages import CompareCommand, ReportCommand, compare, report, run
 from offramp.cli.study import study
@@ -44,6 +45,7 @@ from offramp.commands import LAB_MOVED, filled
 from offramp.errors import DamagedFileError, InputError, OfframpError, is_out_of_memory
 from offramp.models.process import silence_torchao
 from offramp.runs.request import Run
+from offramp.serving.request import Load
 
 LM_EVAL = "offramp-lm-eval --model offramp --model_args pretrained=MODEL,policy=P --tasks"
 TASKS = f"{LM_EVAL} offramp-multiple-choice,offramp-reasoning (docs/harness.md)"
@@ -135,6 +137,7 @@ command(app, "replay", ReplayCommand, replay)
 command(app, "tune", Tuning, tune)
 command(app, "predict", PredictCommand, predict)
 command(app, "bench", Bench, bench)
+command(app, "load", Load, load)
 command(app, "generate", Completion, generate)
 app.add_typer(study, name="study")
 command(app, "compare", CompareCommand, compare)

@@ -17,7 +17,7 @@ from offramp.kit.request import Request, argument, flags
 from offramp.kit.rules import Beside, Must, only_if, only_with
 from offramp.models.devices import AUTO
 from offramp.policies.names import BatchingName, BatchOf, StrategyName
-from offramp.tracing.asked import Made, Measuring, OnDevice, OnModel, Streamed, only_speculating
+from offramp.tracing.asked import Executing, Made, Measuring, OnDevice, OnModel, Streamed, only_speculating
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def _title(folder: Path, trace: Trace, card: ScoreCard) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayCommand(Keeping, OnDevice, Request):
+class ReplayCommand(Keeping, Executing, OnDevice, Request):
     """Replay an exit policy on a trace: where tokens leave, what it saves and loses. Needs no model."""
 
     trace: Annotated[Path, argument]
@@ -248,10 +248,6 @@ class ReplayCommand(Keeping, OnDevice, Request):
     execute: bool = False
     """Also run the model on the same text, later tokens reading the K and V that the policy leaves: what
     decoding would do."""
-    model: Annotated[str | None, only_with("execute")] = None
-    """With --execute: the model, by default the trace's."""
-    heads: Annotated[Path | None, only_with("execute")] = None
-    """With --execute: the exit heads of the trace."""
     device: Annotated[str, only_with("execute")] = AUTO
     """With --execute, where the model computes: auto (an accelerator, if there is one), cpu, cuda, cuda:1,
     mps, xpu."""

@@ -251,6 +251,7 @@ MADE_BY = {
     "Workload": "offramp.load_workload(NAME)",
     "ExitHeads": "offramp.fit_heads(MODEL, TEXT)",
     "Tuned": "offramp.tune(TRACE, FLOOR)",
+    "Ladder": "offramp.Ladder([(0, POLICY), (8, POLICY)])",
 }
 """By a public class, what gives one of it."""
 

@@ -114,7 +114,7 @@ IDLE = ("idle", "iowait", "guest", "guest_nice")
 """Times of /proc/stat in which a processor is free; guests' are within user time."""
 
 
-class Load:
+class MachineLoad:
     """Watches what the machine does beside this process, from now on."""
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ def _own_seconds() -> float:
     return float(times.user + times.system)
 
 
-def describe(model: Model, load: Load, further: Mapping[str, Any]) -> dict[str, Any]:
+def describe(model: Model, load: MachineLoad, further: Mapping[str, Any]) -> dict[str, Any]:
     """All of it as JSON values; `further` is added."""
     device = str(model.stack.device)
     return {

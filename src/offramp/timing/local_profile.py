@@ -35,7 +35,7 @@ from offramp.models.devices import CPU
 from offramp.models.model import Model, in_evaluation
 from offramp.scoring.estimate import Estimate
 from offramp.timing.decoder import DecodedBatch, LoopRunning, Stepping, generate_repeatedly
-from offramp.timing.defects import Load
+from offramp.timing.defects import MachineLoad
 from offramp.timing.ratios import median
 from offramp.timing.timed_steps import (
     PLAIN,
@@ -130,7 +130,7 @@ def _wait_until_quiet(patience: float, look: float) -> float:
     facts = machine_facts(torch.get_num_threads())
     ends, said = time.monotonic() + patience, False
     while True:
-        load = Load()
+        load = MachineLoad()
         time.sleep(look)
         busy = too_busy(facts, load.describe()[OTHER_LOAD])
         left = ends - time.monotonic()
@@ -152,7 +152,7 @@ def _timed(
     def used() -> float:
         return time.monotonic() - began
 
-    load = Load()
+    load = MachineLoad()
     ready, long = used(), budget_seconds >= LONG_BUDGET
     generate = [_time_generate(model, GENERATED if long else GENERATED // 2)]
     reserved = used() - ready if long else 0.0
@@ -206,7 +206,7 @@ def _profile(
     *,
     rounds: int,
     seconds: float,
-    load: Load,
+    load: MachineLoad,
 ) -> TimingsProfile:
     model = profiler.model
     machine = machine_facts(torch.get_num_threads(), str(model.stack.device))

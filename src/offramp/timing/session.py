@@ -24,7 +24,7 @@ from offramp.policies.prices import sizes_of_heads
 from offramp.scoring.estimate import Estimate
 from offramp.timing.contenders import FAILURES, GENERATE, ONE_CALL, Extent, again, searched_of, why
 from offramp.timing.decoder import DecodedBatch, Decoder, LayerCount, Setting, left_out, parted
-from offramp.timing.defects import Difference, Load, defects_of, describe, judge_a_a, warnings_of
+from offramp.timing.defects import Difference, MachineLoad, defects_of, describe, judge_a_a, warnings_of
 from offramp.timing.forecast import counted_plain, counted_policy, records_of
 from offramp.timing.ratios import ONE, Pair, cluster_of, ratio_of, seconds_over
 from offramp.timing.results import PLAIN, Contender, Counted
@@ -242,7 +242,7 @@ class Session:
         self.missing: list[Contender] = []
         self.spent = 0.0
         self._together, self._progress = together, progress
-        self._load, self._budget = Load(), Budget(limits.seconds)
+        self._load, self._budget = MachineLoad(), Budget(limits.seconds)
         self._trials: dict[str, TriedOut] = {}
 
     def run(self, candidates: Iterable[Decoder | Contender]) -> None:

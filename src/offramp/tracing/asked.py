@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from offramp.errors import InputError
 from offramp.kit.numbers import Count
 from offramp.kit.request import Options, argument, flags, not_identity, not_repeated
-from offramp.kit.rules import only_if
+from offramp.kit.rules import only_if, only_with
 from offramp.models.devices import AUTO, DtypeName, find_device
 from offramp.models.process import parse_size
 from offramp.models.training_record import TRAINING_FILE as TRAINING_FILE
@@ -40,6 +40,16 @@ class OnDevice(Options):
         super().check()
         if self.device != AUTO:  # which is here in any case, and would have torch imported to be looked for
             find_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executing(Options):
+    """Which model runs where `execute` is asked for beside a trace."""
+
+    model: Annotated[str | None, only_with("execute")] = None
+    """With --execute: the model, by default the trace's."""
+    heads: Annotated[Path | None, only_with("execute")] = None
+    """With --execute: the exit heads of the trace."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,254 @@
+"""Who serves: the full model, its cut head, policies, a ladder of them; and where their tokens leave."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError, PolicyError
+from offramp.policies.charge import run_of
+from offramp.policies.decisions import task_of
+from offramp.policies.grammar import parse_policy, parse_policy_for
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.prices import Needs
+from offramp.policies.rules.short_list import with_short_head
+from offramp.policies.short_names import short_name
+from offramp.scoring.documents import DocumentRows
+from offramp.serving.arrivals import Demand, Integers
+from offramp.tracing.trace import Trace
+from offramp.tuning.predict import named_policy
+from offramp.tuning.tuned import Tuned
+
+PLAIN, SHORT_LIST, POLICY, LADDER = "plain", "short list", "policy", "ladder"
+"""Roles of those that serve; the first two have no exits."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Policies by the length of the queue: a request keeps the one that it was admitted with.
+
+    rungs: from how many requests on, waiting or being served, and the policy: a text, the file of a tuned
+    policy, or a policy. The first is from 0 on.
+
+    Where a policy changed within an answer, its certificate would say nothing of that answer. What is fixed
+    at admission holds rung by rung, as long as which texts arrive does not depend on the queue.
+
+    Raises InputError for queues that do not rise from 0.
+
+    >>> offramp.Ladder([(0, "never"), (8, "static:exit=20")])
+    Ladder(0:never,8:static:exit=20)
+    """
+
+    rungs: Sequence[tuple[int, str | ExitPolicy]]
+
+    def __post_init__(self) -> None:
+        queues = [queue for queue, _ in self.rungs]
+        if queues[:1] != [0] or queues != sorted(set(queues)):
+            raise InputError(
+                f"the rungs of the ladder begin at queues of {', '.join(map(str, queues)) or 'nothing'}",
+                where="--ladder",
+                fix="let them rise from 0, as 0:never,8:static:exit=20",
+            )
+
+    def __repr__(self) -> str:
+        return f"Ladder({self})"
+
+    def __str__(self) -> str:
+        return ",".join(f"{queue}:{policy}" for queue, policy in self.rungs)
+
+    @classmethod
+    def read(cls, text: str) -> Ladder:
+        """The ladder that `0:never,8:policy.json` says. Raises InputError, PolicyError among them."""
+        parts = [re.fullmatch(r"(\d{1,9}):(.+)", part) for part in re.split(r",(?=\d+:)", text)]
+        if None in parts:
+            fix = "write from which queue on, and the policy: 0:never,8:static:exit=20"
+            raise InputError(f"{text!r} is no ladder", where="--ladder", fix=fix)
+        rungs = [(int(part[1]), part[2]) for part in parts if part]
+        for _, policy in rungs:
+            parse_policy(policy)
+        return cls(rungs)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One policy, as whole documents were replayed with it.
+
+    exits: int64 [tokens], where each is let go. kept: bool [stops + 1, tokens], whether the output at each
+    stop, an exit below L where it may leave, and at L, is the full model's. floor: the agreement that it is
+    certified to keep, None without a certificate.
+    """
+
+    policy: ExitPolicy
+    exits: Integers
+    needs: Needs
+    kept: NDArray[np.bool_]
+    stops: tuple[int, ...]
+    layers: int
+    floor: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """Share of its tokens that are not the full model's, where nothing holds them back."""
+        places = np.searchsorted(np.array([*self.stops, self.layers]), self.exits)
+        return 1.0 - float(self.kept[places, np.arange(len(self.exits))].mean())
+
+    @property
+    def promise(self) -> float:
+        """The loss that it may have: of a certificate, else that of its own replay."""
+        return self.loss if self.floor is None else 1.0 - self.floor
+
+    @property
+    def certificate(self) -> str:
+        """In words."""
+        said = "not certified" if self.floor is None else f"certified for {100 * self.floor:g} %"
+        return said if self.stops else "full depth"
+
+
+@dataclass(frozen=True)
+class LoadContender:
+    """One way to serve. least: of each rung, from how many requests on it is taken."""
+
+    name: str
+    role: str
+    rungs: tuple[Rung, ...]
+    least: tuple[int, ...] = (0,)
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return self.rungs[0].layers
+
+    @cached_property
+    def stops(self) -> tuple[int, ...]:
+        """Exits below L of any rung, ascending."""
+        return tuple(sorted({stop for rung in self.rungs for stop in rung.stops}))
+
+    @property
+    def facts(self) -> Needs:
+        """What is read at each of them."""
+        read = {
+            stop: [fact for rung in self.rungs for fact in rung.needs.get(stop, ())] for stop in self.stops
+        }
+        return {stop: tuple(dict.fromkeys(facts)) for stop, facts in read.items()}
+
+    @property
+    def text(self) -> str:
+        """Its policy, or those of its rungs with their queues."""
+        rungs = zip(self.least, self.rungs, strict=True)
+        return ",".join(
+            f"{least}:{rung.policy}" if self.role == LADDER else f"{rung.policy}" for least, rung in rungs
+        )
+
+    @property
+    def without_exits(self) -> bool:
+        """Whether exits have to be better than it to be worth anything."""
+        return self.role in (PLAIN, SHORT_LIST)
+
+    def rung_at(self, queue: int) -> int:
+        """The rung of a request that is admitted at a queue."""
+        return max(place for place, least in enumerate(self.least) if queue >= least)
+
+    @property
+    def certificate(self) -> str:
+        """What of it is certified, in words."""
+        if self.role != LADDER:
+            return self.rungs[0].certificate
+        pairs = zip(self.least, self.rungs, strict=True)
+        said = ", ".join(f"from {least}: {rung.certificate}" for least, rung in pairs)
+        return f"{said}; rung by rung, as long as which texts come does not depend on the queue"
+
+
+def require_admitted(policy: ExitPolicy) -> None:
+    """Refuse a policy that cannot decide for rows that join and leave. Raises PolicyError."""
+    whys = {
+        "remembers earlier tokens of a document": policy.remembers,
+        "looks at what no decoder knows": not policy.reachable,
+        "learns from exit L": bool(policy.final_facts),
+    }
+    if what := next((why for why, holds in whys.items() if holds), None):
+        raise PolicyError(
+            f"{policy.kind} {what}, and serves no rows that join and leave at every step",
+            where=str(policy),
+            fix="choose a policy without memory, such as threshold:... or static:...",
+        )
+
+
+def replayed(trace: Trace, policy: str | ExitPolicy) -> Rung:
+    """A policy on a trace: a text, the file of a tuned policy, or a policy.
+
+    Raises PolicyError for one that does not fit the trace, or that `require_admitted` refuses.
+    """
+    floor = None
+    if isinstance(policy, str):
+        named = named_policy(policy)
+        if isinstance(named, Tuned) and named.certificate.holds and named.floor.kind == "agreement":
+            floor = 1.0 - named.floor.risk
+        policy = parse_policy_for(policy, trace)
+    policy = policy.for_task(task_of(trace))
+    require_admitted(policy)
+    run, layers = run_of(trace, policy), trace.layers
+    stops = tuple(exit for exit in policy.leaves_at(layers) if exit < layers)
+    kept = run.trace.agreement[:, np.searchsorted(trace.exits, [*stops, layers])].T
+    exits = run.decisions.exits
+    return Rung(policy, exits, run.decisions.needs, np.asarray(kept), stops, layers, floor)
+
+
+def contenders_of(
+    trace: Trace, policies: Sequence[str | ExitPolicy], ladder: Ladder | None = None
+) -> tuple[LoadContender, ...]:
+    """Those that serve: the full model, its cut head where a policy reads a short list, policies, the ladder.
+
+    Raises PolicyError as `replayed` does; InputError for a ladder whose later rungs leave no earlier, or read
+    outputs off other heads.
+    """
+    plain = replayed(trace, "never")
+    rungs = [replayed(trace, policy) for policy in policies]
+    climbed = [replayed(trace, policy) for _, policy in ladder.rungs] if ladder else []
+    found = [LoadContender("plain", PLAIN, (plain,))]
+    if any(rung.policy.short_list for rung in (*rungs, *climbed)):
+        found.append(LoadContender("cut head", SHORT_LIST, (replayed(trace, with_short_head(plain.policy)),)))
+    known = [one.rungs[0].policy for one in found]
+    for rung in rungs:
+        if rung.policy not in known:
+            name, text = short_name(rung.policy), str(rung.policy)
+            taken = any(one.name == name for one in found)
+            found.append(LoadContender(text if taken else name, POLICY, (rung,)))
+    if ladder:
+        _require_rungs(climbed, f"--ladder {ladder}")
+        least = tuple(queue for queue, _ in ladder.rungs)
+        found.append(LoadContender("ladder", LADDER, tuple(climbed), least))
+    return tuple(found)
+
+
+def _require_rungs(rungs: Sequence[Rung], where: str) -> None:
+    for rung, bolder in itertools.pairwise(rungs):
+        if bolder.exits.mean() > rung.exits.mean():
+            what = f"{bolder.policy} leaves later than the rung before it, {rung.policy}"
+            raise InputError(what, where=where, fix="order the rungs from cautious to bold")
+    if len({(rung.policy.short_list, rung.policy.short_head) for rung in rungs if rung.stops}) > 1 or any(
+        rung.policy.short_head != rungs[-1].policy.short_head for rung in rungs
+    ):
+        fix = "put all of them into shortlist:policy=[...], or none"
+        raise InputError("the rungs read outputs off different heads", where=where, fix=fix)
+
+
+def answers_of(rows: DocumentRows, demand: Demand) -> list[Integers]:
+    """Of every request the replayed tokens of its answer, a stretch of one document: int64 [output] each.
+
+    A stretch that reaches the document's end goes on at its start.
+    """
+    places = (demand.text[:, 0] * len(rows.starts)).astype(np.int64)
+    lengths = rows.lengths[places]
+    begin = (demand.text[:, 1] * lengths).astype(np.int64)
+    return [
+        start + (first + np.arange(int(count))) % length
+        for start, first, length, count in zip(
+            rows.starts[places], begin, lengths, demand.output, strict=True
+        )
+    ]

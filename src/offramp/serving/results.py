@@ -1,0 +1,260 @@
+"""What a load comes to: every contender at every rate, and from where to where exits pay, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import MinLen
+
+from offramp.kit.sealed_file import SealedFile
+from offramp.scoring.estimate import Estimate
+from offramp.serving.figures import Figures
+
+Benefit = Literal["latency", "capacity"]
+"""What exits gain at a load: time while a request is served, or time that it would have waited."""
+
+
+@dataclass(frozen=True)
+class RungShare:
+    """What requests that were admitted with one rung of a ladder, from a queue on, came to; all seeds.
+
+    loss: share of their tokens that are not the full model's, None of no request. promise: what it may be, of
+    the certificate, else that of the policy on all documents of its replay.
+    """
+
+    queue: int
+    policy: str
+    requests: int
+    loss: float | None
+    promise: float
+
+    @property
+    def loss_over_promise(self) -> float | None:
+        """1 or less where it is kept; None where nothing is promised or nobody came."""
+        return None if self.loss is None or not self.promise else self.loss / self.promise
+
+
+@dataclass(frozen=True)
+class LoadPoint:
+    """One contender at one rate, in requests per second.
+
+    saturated: more arrive than it can serve, its queue only grows, and no figure of it means anything (None).
+    ratio: p95 of `e2el` of the best without exits (`over`) over its own; None where one of them is saturated.
+    benefit: what it gains, None where it is no faster.
+    """
+
+    contender: str
+    rate: float
+    saturated: bool
+    figures: Figures | None
+    ratio: Estimate[float] | None = None
+    over: str | None = None
+    benefit: Benefit | None = None
+    rungs: tuple[RungShare, ...] = ()
+
+    def pays(self, worth: float) -> bool:
+        """Whether it is surely faster by what is worth it, or serves where nothing without exits can."""
+        if self.saturated or self.ratio is None:
+            return not self.saturated and self.over is None
+        surely = self.ratio.value if self.ratio.low is None else self.ratio.low
+        return surely > 1.0 + worth
+
+
+@dataclass(frozen=True)
+class LoadServer:
+    """One contender: its policy as a text; what of it is certified, in words; requests per second that it
+    serves at most; the share of its tokens that are the full model's, as replayed where nothing holds rows
+    back."""
+
+    name: str
+    role: str
+    policy: str
+    certificate: str
+    capacity: Estimate[float]
+    agreement: float
+
+
+@dataclass(frozen=True)
+class PayingInterval:
+    """Rates between which a contender pays; None where the rates that were tried end."""
+
+    low: float | None
+    high: float | None
+    benefit: Benefit
+
+    def __str__(self) -> str:
+        low, high = (None if end is None else rate_text(end) for end in (self.low, self.high))
+        if low is None or high is None:
+            return f"below {high}" if low is None else f"above {low}"
+        return f"from {low} to {high}"
+
+
+@dataclass(frozen=True)
+class ServedAside:
+    """A figure as it was predicted and as it was served, at one rate."""
+
+    contender: str
+    rate: float
+    figure: str
+    predicted: float
+    served: float
+
+    @property
+    def error(self) -> float:
+        """Predicted over served, less 1."""
+        return self.predicted / self.served - 1.0 if self.served else 0.0
+
+
+@dataclass(frozen=True)
+class LoadExecution:
+    """Requests that were really served, in turns, beside what was predicted of the same demands.
+
+    a_a: seconds of the full model's steps over those of the same once more. own: seconds of our loop at full
+    depth over those of transformers' own, by requests at once. clock: what seconds are of. drift: seconds of
+    plain steps over those that they were priced at, by which all prices are scaled.
+    """
+
+    points: tuple[LoadPoint, ...]
+    compared: tuple[ServedAside, ...]
+    a_a: Estimate[float]
+    own: Mapping[str, float]
+    clock: str
+    drift: float
+    circumstances: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadResult:
+    """Contenders under load.
+
+    padded: attention reads the longest row's context for every row. asked: options by their
+    names. floor: the agreement that a rival without exits has to keep, None for any.
+    """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("answer",)
+
+    model: str
+    workload: str
+    machine: str
+    padded: bool
+    asked: Mapping[str, Any]
+    floor: float | None
+    servers: Annotated[tuple[LoadServer, ...], MinLen(1)]
+    rates: tuple[float, ...]
+    points: tuple[LoadPoint, ...]
+    notes: tuple[str, ...]
+    execution: LoadExecution | None = None
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"LoadResult({self.model} on {self.machine}: {self.answer})"
+
+    @property
+    def worth(self) -> float:
+        """What exits must gain to be worth it."""
+        return float(self.asked["worth"])
+
+    def of(self, contender: str) -> list[LoadPoint]:
+        """A contender at every rate."""
+        return [point for point in self.points if point.contender == contender]
+
+    @property
+    def with_exits(self) -> tuple[LoadServer, ...]:
+        """The contenders that the question is about."""
+        return tuple(server for server in self.servers if server.role in ("policy", "ladder"))
+
+    def paying(self, contender: str) -> tuple[PayingInterval, ...]:
+        """From where to where a contender pays, ascending."""
+        return paying_intervals(self.of(contender), self.worth)
+
+    @property
+    def best(self) -> LoadServer | None:
+        """The contender with exits that pays at most rates, and of those the one that gains most."""
+
+        def gain(server: LoadServer) -> tuple[int, float]:
+            points = self.of(server.name)
+            ratios = [math.log(point.ratio.value) for point in points if point.ratio is not None]
+            return sum(point.pays(self.worth) for point in points), sum(ratios) / max(1, len(ratios))
+
+        return max(self.with_exits, key=gain, default=None)
+
+    @property
+    def answer(self) -> str:
+        """At which loads exits pay, of the best contender that has them."""
+        return "no exits were asked about" if self.best is None else self.answer_of(self.best.name)
+
+    def answer_of(self, contender: str) -> str:
+        """The same of one: "pays below 1.4 and above 9 requests/s: the gain is latency, then capacity"."""
+        intervals = self.paying(contender)
+        if not intervals:
+            beyond = all(point.saturated for point in self.of(contender))
+            why = "cannot be told: every rate that was tried is beyond what it serves"
+            return why if beyond else "does not pay at any load"
+        said = " and ".join(map(str, intervals))
+        if intervals[0].low is intervals[0].high is None:
+            said = f"at every load that was tried, {rate_text(self.rates[0])} to {rate_text(self.rates[-1])}"
+        gains = ", then ".join(dict.fromkeys(interval.benefit for interval in intervals))
+        return f"pays {said} requests/s: the gain is {gains}"
+
+
+def paying_intervals(points: Sequence[LoadPoint], worth: float) -> tuple[PayingInterval, ...]:
+    """Runs of rates at which a contender pays. points: of one contender, by rising rate.
+
+    An end lies where the ratio would pass 1 + worth between two rates, on a straight line over their
+    logarithms; in the middle where one of them has no ratio. What is gained is said of the outermost rate.
+    """
+    found: list[PayingInterval] = []
+    paying = [point.pays(worth) for point in points]
+    begun: int | None = None
+    for place in range(len(points) + 1):
+        pays = place < len(points) and paying[place]
+        if pays and begun is None:
+            begun = place
+        elif not pays and begun is not None:
+            low = _between(points[begun - 1], points[begun], worth) if begun else None
+            high = _between(points[place - 1], points[place], worth) if place < len(points) else None
+            benefit = points[place - 1 if high is None else begun].benefit
+            found.append(PayingInterval(low, high, benefit or "latency"))
+            begun = None
+    return tuple(found)
+
+
+def _between(low: LoadPoint, high: LoadPoint, worth: float) -> float:
+    share = 0.5
+    if low.ratio is not None and high.ratio is not None:
+        one, other = (math.log(ratio / (1.0 + worth)) for ratio in (low.ratio.value, high.ratio.value))
+        share = one / (one - other) if one * other < 0 else share
+    return float(low.rate ** (1.0 - share) * high.rate**share)
+
+
+def rate_text(rate: float) -> str:
+    """Requests per second in two digits."""
+    return f"{rate:.2g}" if rate < 100 else f"{rate:.0f}"
+
+
+@dataclass(frozen=True)
+class _Loads:
+    result: LoadResult
+
+
+LOADS = SealedFile(
+    _Loads,
+    "this is no file of offramp load",
+    "ask again: offramp load TRACE --policy P -o FILE",
+    version=1,
+    kind="load",
+)
+
+
+def write_load(path: Path, result: LoadResult) -> None:
+    """Keep a result in a JSON file, in one step; a NaN or infinity in it is an error, not a file."""
+    LOADS.write(path, _Loads(result))
+
+
+def read_load(path: Path) -> LoadResult:
+    """The result of a file that `write_load` wrote. Raises DamagedFileError for any other content."""
+    return LOADS.read(path).result

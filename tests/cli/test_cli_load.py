@@ -1,0 +1,121 @@
+"""`offramp load`: predicted from a trace, served with a model, and refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import run_offramp
+from offramp.policies.short_names import short_name
+
+POLICY = "threshold:signal=max_prob,value=0.06,exits=1+2"
+SMALL = ("--requests", "20", "--seeds", "2", "--lengths", "prompt=6,output=5,sigma=0.3", "--rows", "3")
+
+REFUSED = [
+    ("", "no policy is given", "--policy"),
+    ("-p statik:exit=2", "unknown policy 'statik'", "static"),
+    ("-p oracle:which=first_match", "looks at what no decoder knows", "threshold"),
+    ("-p static:exit=2 --kv recompute", "kv must be propagate", "propagate"),
+    ("-p static:exit=2 --kv propagat", "unknown strategy for K and V 'propagat'", "propagate"),
+    ("-p static:exit=2 --rates 0", "rates must be above 0, not 0", "rising rates"),
+    ("-p static:exit=2 --rates 2,1", "rates must be rising, not 2.0, 1.0", "each once"),
+    ("-p static:exit=2 --rates fast", "rates cannot be 'fast'", "0.5,1,2,4 or auto"),
+    ("-p static:exit=2 --arrivals gamma", "means nothing in --arrivals", "gamma:cv=4"),
+    ("-p static:exit=2 --arrivals bursts", "does not say how requests arrive", "gamma:cv=4"),
+    ("-p static:exit=2 --arrivals csv:nowhere.csv", "cannot be read", "path"),
+    ("-p static:exit=2 --lengths long", "means nothing", "prompt=64"),
+    ("-p static:exit=2 --slo latency=2", "means nothing", "ttft"),
+    ("-p static:exit=2 --rule select", "rule", "gain"),
+    ("-p static:exit=2 --rows 0", "rows must be at least 1", "at least 1"),
+    ("-p static:exit=2 --rows 64 --budget 32", "budget must be 64 or more, not 32", "give 64 or more"),
+    ("-p static:exit=2 --requests 3", "requests must be at least 20", "at least 20"),
+    ("--ladder 4:static:exit=2", "begin at queues of 4", "rise from 0"),
+    ("--ladder 0:never,8:static:exit=2,4:static:exit=1", "0, 8, 4", "rise from 0"),
+    ("--ladder never", "is no ladder", "0:never"),
+    ("-p static:exit=2 --model smollm2", "means nothing without --execute", "--execute"),
+    ("-p static:exit=2 --hardware h1000", "unknown hardware 'h1000'", "h100"),
+    ("-p static:exit=2 -o x.txt", "does not end in .json", "x.json"),
+    ("-p static:exit=200 --hardware h100", "exit 200 is beyond the model", "1 to"),
+    ("-p static:exit=2 --hardware h100 --rates 1e9", "more than 10 times what", "auto"),
+    (
+        "--ladder 0:static:exit=1,4:static:exit=2 --hardware h100",
+        "leaves later",
+        "order the rungs from cautious to bold",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
+    folder = tmp_path_factory.mktemp("load") / "trace"
+    words = ("trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", "600", "-o", folder)
+    run_offramp(*words).require(0)
+    return folder
+
+
+@pytest.mark.parametrize(("options", "what", "fix"), REFUSED, ids=[options for options, *_ in REFUSED])
+def test_refused(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, what: str, fix: str
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    found = run_offramp("load", trace, *options.split())
+    found.require(2)
+    assert what in found.err
+    assert re.search(fix, found.err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_alone_says_nothing(tiny_model: Path) -> None:
+    found = run_offramp("load", tiny_model, "-p", "static:exit=2", "--hardware", "h100")
+    found.require(2)
+    assert "a model says nothing of where its tokens leave" in found.err
+    assert "--execute" in found.err
+
+
+def test_predicted(trace: Path, tmp_path: Path) -> None:
+    place = tmp_path / "load.json"
+    words = ("load", trace, "-p", POLICY, "--hardware", "h100", *SMALL, "-o", place, "--json")
+    found = run_offramp(*words)
+    found.require(0)
+    value = json.loads(found.out.splitlines()[-1])
+    assert set(value["pays"]) == {POLICY}
+    assert value["result"]["servers"][0]["role"] == "plain"
+    assert value["answer"].startswith(short_name(POLICY))
+    assert place.is_file()
+    assert place.with_suffix(".html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "p95 of a request" in found.err
+    again = run_offramp(*words)
+    again.require(0)
+    assert again.out == found.out
+
+
+def test_served(trace: Path, tmp_path: Path) -> None:
+    place = tmp_path / "load.json"
+    words = ("load", trace, "-p", POLICY, "--execute", *SMALL, "-o", place, "--json")
+    found = run_offramp(*words)
+    found.require(0)
+    execution = json.loads(found.out.splitlines()[-1])["result"]["execution"]
+    assert len({row["rate"] for row in execution["compared"]}) == 3
+    assert {row["contender"] for row in execution["compared"]} == {"plain", short_name(POLICY)}
+    assert "saved of mean_e2el" in {row["figure"] for row in execution["compared"]}
+    assert set(execution["own"]) == {"1", "3"}
+    page = place.with_suffix(".html").read_text(encoding="utf-8")
+    assert "Served" in page
+    assert "against itself in the same turns" in page
+
+
+def test_a_recurrent_state_is_predicted_and_not_served() -> None:
+    """Refused by the trace's own words, before its model is looked for."""
+    import offramp
+    from policy_traces import make_shape, make_trace, with_states
+
+    trace = make_trace(shape=with_states(make_shape(6), 2))
+    asked = {"policy": "static:exit=2", "hardware": "h100", "requests": 20, "rows": 2}
+    assert offramp.load(trace, **asked).servers  # type: ignore[arg-type]
+    with pytest.raises(offramp.OfframpError, match="recurrent state") as error:
+        offramp.load(trace, policy="static:exit=2", execute=True)
+    assert "predicts" in error.value.fix

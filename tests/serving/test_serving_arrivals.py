@@ -1,0 +1,113 @@
+"""What arrives: rates, bursts, files, lengths; and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import offramp
+from offramp.serving.arrivals import (
+    RequestLengths,
+    check_rates,
+    demand_of,
+    read_arrivals,
+    read_lengths,
+    read_objectives,
+)
+
+
+@pytest.mark.parametrize(("text", "cv"), [("poisson", 1.0), ("gamma:cv=4", 4.0), ("gamma:cv=0.5", 0.5)])
+def test_gaps_have_the_rate_and_the_spread_that_were_asked_for(text: str, cv: float) -> None:
+    times = demand_of(read_arrivals(text), RequestLengths(), 2.5, 200_000, 0).arrival
+    gaps = np.diff(times)
+    assert gaps.mean() == pytest.approx(1 / 2.5, rel=0.04)
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05)
+
+
+@settings(deadline=None, max_examples=50)
+@given(rate=st.floats(0.01, 1000), seed=st.integers(0, 1000), count=st.integers(1, 50))
+def test_demands_of_one_seed_differ_by_their_times_alone(rate: float, seed: int, count: int) -> None:
+    one, other = (
+        demand_of(read_arrivals("poisson"), RequestLengths(), wanted, count, seed) for wanted in (rate, 1.0)
+    )
+    assert (np.diff(one.arrival) >= 0).all()
+    assert one.arrival * rate == pytest.approx(other.arrival)
+    assert one.prompt.tolist() == other.prompt.tolist()
+    assert one.text.tolist() == other.text.tolist()
+    assert ((one.output >= 1) & (one.output <= 8 * 32)).all()
+
+
+def write(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return f"csv:{path}"
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    gaps=st.lists(st.floats(0.01, 10), min_size=2, max_size=20),
+    rate=st.floats(0.1, 10),
+    seed=st.integers(0, 20),
+)
+def test_a_file_is_stretched_to_the_rate(
+    tmp_path_factory: pytest.TempPathFactory, gaps: list[float], rate: float, seed: int
+) -> None:
+    seconds = np.cumsum([5.0, *gaps])
+    rows = [f"{at!r},{place + 1},{place + 2}" for place, at in enumerate(seconds.tolist())]
+    text = write(tmp_path_factory.mktemp("csv") / "a.csv", "arrival,prompt_tokens,output_tokens", *rows)
+    found = read_arrivals(text)
+    assert found.seconds == tuple(seconds.tolist())
+    demand = demand_of(found, RequestLengths(), rate, len(gaps), seed)
+    assert demand.arrival[-1] == pytest.approx(len(gaps) / rate)
+    assert sorted(demand.output - demand.prompt) == [1] * len(gaps)
+    assert set(demand.prompt.tolist()) == set(range(2, len(gaps) + 2))
+
+
+@pytest.mark.parametrize(
+    ("lines", "what", "line"),
+    [
+        (["arrival", "0", "1"], "3 are the fewest", 1),
+        (["seconds", "0", "1", "2"], "not the names of its columns", 1),
+        (["arrival", "0", "2", "1"], "not sorted", 4),
+        (["arrival,prompt_tokens,output_tokens", "0,1,1", "1,2", "2,2,2"], "2 of 3 columns", 3),
+        (["arrival,prompt_tokens,output_tokens", "0,1,1", "1,,2", "2,2,2"], "2 of 3 columns", 3),
+        (["arrival,prompt_tokens,output_tokens", "0,1,1", "1,0,2", "2,2,2"], "no tokens", 3),
+        (["arrival", "0", "nan", "1"], "no time", 3),
+        (["arrival", "-1", "0", "1"], "no time", 2),
+        (["arrival", "1", "1", "1"], "all its requests come at one time", 4),
+        ([], "not the names of its columns", 1),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, lines: list[str], what: str, line: int) -> None:
+    path = tmp_path / "a.csv"
+    with pytest.raises(offramp.InputError, match=what) as error:
+        read_arrivals(write(path, *lines))
+    assert error.value.where == f"{path}, line {line}"
+    assert "arrival,prompt_tokens,output_tokens" in error.value.fix
+
+
+@pytest.mark.parametrize("text", ["", "uniform", "gamma", "gamma:cv=0", "gamma:cv=x", "poisson:2", "csv:"])
+def test_arrivals_that_are_none(text: str) -> None:
+    with pytest.raises(offramp.InputError, match=r"arrive|cv is|means nothing"):
+        read_arrivals(text)
+
+
+def test_lengths_and_objectives() -> None:
+    assert read_lengths("output=7") == RequestLengths(output=7)
+    assert read_lengths("prompt=3,output=4,sigma=0") == RequestLengths(3, 4, 0.0)
+    assert read_objectives("ttft=2,tpot=0.1") == {"ttft": 2.0, "tpot": 0.1}
+    for text in ("", "output=0", "output=1.5", "sigma=9", "output=1,output=2", "width=3", "prompt=x"):
+        with pytest.raises(offramp.InputError):
+            read_lengths(text)
+    for text in ("", "ttft", "ttft=0", "latency=2", "itl=1", "ttft=1,ttft=2"):
+        with pytest.raises(offramp.InputError):
+            read_objectives(text)
+
+
+@pytest.mark.parametrize("rates", [(0.0,), (-1.0,), (2.0, 1.0), (1.0, 1.0), (float("inf"),), (float("nan"),)])
+def test_rates_that_are_none(rates: tuple[float, ...]) -> None:
+    with pytest.raises(offramp.InputError, match="rate"):
+        check_rates(rates)
