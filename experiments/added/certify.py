@@ -9,7 +9,6 @@ in an order that their names give; until the floor is certified by the project's
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +16,7 @@ from statistics import fmean
 import offramp
 from measured import CERTIFICATE, KEPT, LOOKUP_CHANCE, LOOKUP_FLOOR, PLANNED, as_csv, certified_after
 from offramp.decoding.execution.execution import execute_prompts
+from offramp.files import sha256_of_text
 
 GROUP = 16
 DRAFTS, NEW_TOKENS = 10, 16
@@ -29,8 +29,7 @@ def documents_of(study: Path, policy: str) -> dict[str, list[int]]:
         kept = json.loads(path.read_text())
         if kept["request"]["policy"] == policy:
             found |= {execution["document"]: execution["prompt"] for execution in kept["executions"]}
-    order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    return {name: found[name] for name in order}
+    return {name: found[name] for name in sorted(found, key=sha256_of_text)}
 
 
 def main() -> None:

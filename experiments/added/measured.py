@@ -20,7 +20,7 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.work.decode import DecodedPolicies, DecodeWork
 from offramp.timing.accelerations import LLAMA_CPP
 from offramp.timing.results import BenchResult, CombineResult, Contender, Credit, read_combined, read_results
-from offramp.tuning.bounds import sequential_capital
+from offramp.tuning.bounds import settle
 from offramp.tuning.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -384,9 +384,8 @@ def certified_after(losses: Sequence[float], floor: float, chance: float, planne
 
     losses: the share of wrong tokens of each. planned: documents that may be looked at.
     """
-    capital = sequential_capital(np.array(losses), 1.0 - floor, chance, planned)
-    enough = np.flatnonzero(capital >= math.log(1.0 / chance))
-    return int(enough[0]) + 1 if len(enough) else None
+    end = settle(np.array(losses), 1.0 - floor, chance, planned)
+    return end[1] if end is not None and end[0] == "certified" else None
 
 
 def beside_lookup(path: Path = KEPT / "lookup" / "qwen-0.5b-math.json") -> BenchResult:

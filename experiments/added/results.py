@@ -42,8 +42,8 @@ from offramp.report.formats import percent, thousandths, timed_text
 from offramp.scoring.estimate import Estimate
 from offramp.timing.accelerations import JOINED, LLAMA_CPP, PROMPT_LOOKUP, SHORT_LIST
 from offramp.timing.contenders import CUT_HEAD
-from offramp.timing.results import A_A, LOOKUP, PLAIN, BenchResult, CombineResult, Contender, Credit
-from offramp.tuning.verdict import Speed, decide
+from offramp.timing.results import A_A, LOOKUP, PLAIN, BenchResult, CombineResult, Contender
+from offramp.tuning.verdict import Decision, Speed, decide
 from picture import Bar, Dot, forest, scatter
 from right_answers import accuracy_markdown, answered
 
@@ -168,18 +168,8 @@ def beside_markdown(result: BenchResult, floor: float) -> str:
     return "\n".join(lines)
 
 
-def together_answer(result: BenchResult, losses: Sequence[float]) -> tuple[Credit, int | None, str]:
-    """What exits add to drafts from the text, when both were certified, and the answer of the rule."""
-    after = certified_after(losses, LOOKUP_FLOOR, LOOKUP_CHANCE, PLANNED)
-    credit = result.credit(result.main.name, LOOKUP_FLOOR)
-    assert credit is not None
-    speed = Speed(credit.value, credit.low, credit.high, "measured", LOCAL, at_hand=True)
-    return credit, after, decide(worth=result.worth, credit=speed, certified=after is not None)
-
-
-def together_markdown(result: BenchResult, losses: Sequence[float]) -> str:
-    """What a policy with drafts from the text keeps, and the answer."""
-    _, after, answer = together_answer(result, losses)
+def together_markdown(losses: Sequence[float], after: int | None, answer: Decision) -> str:
+    """What a policy with drafts from the text keeps, after how many documents certified, and the answer."""
     own = f"certified after {after}, but for a chance of {percent(LOOKUP_CHANCE)} of its own"
     return (
         f"Decoded with both, {share(1.0 - fmean(losses))} of the tokens of {len(losses)} documents are kept "
@@ -280,8 +270,14 @@ def outputs() -> dict[Path, str]:
         "stack": stack_rows(combined),
     }
     found = {KEPT / f"{name}.csv": as_csv(rows) for name, rows in tables.items()}
-    credit, _, answer = together_answer(beside_lookup(), lookup_losses())
-    both = Bar("qwen-0.5b, math, 90 %, and lookup", credit.value, credit.low, credit.high, answer)
+    beside, losses = beside_lookup(), lookup_losses()
+    after = certified_after(losses, LOOKUP_FLOOR, LOOKUP_CHANCE, PLANNED)
+    credit = beside.credit(beside.main.name, LOOKUP_FLOOR)
+    assert credit is not None
+    speed = Speed(credit.value, credit.low, credit.high, "measured", LOCAL, at_hand=True)
+    answer = decide(worth=beside.worth, credit=speed, certified=after is not None)
+    name = f"qwen-0.5b, math, {100 * LOOKUP_FLOOR:.0f} %, and lookup"
+    both = Bar(name, credit.value, credit.low, credit.high, answer)
     if bars := [*bars_of(credits), both]:
         found[IMAGES / "added.svg"] = forest("What early exit adds", bars)
     for name, result in combined:
@@ -295,8 +291,8 @@ def outputs() -> dict[Path, str]:
         f"{in_words(contenders, str(CUT_HEAD))}. As a share of what the faster policy saves that is, "
         f"on {head_share(measurements)}; beyond 100 % it saves more than the exits do.",
         "lookup": f"Prompt lookup (transformers'), which loses nothing, is {in_words(contenders, LOOKUP)}.",
-        "together": together_markdown(beside_lookup(), lookup_losses()),
-        "beside-lookup": beside_markdown(beside_lookup(), LOOKUP_FLOOR),
+        "together": together_markdown(losses, after, answer),
+        "beside-lookup": beside_markdown(beside, LOOKUP_FLOOR),
         "accuracy": accuracy_markdown(list(answered(KEPT / "accuracy"))),
         **{f"stack-{name}": stack_markdown(name, result) for name, result in combined},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Le
 
-from offramp.cli.command import Output, require_json_file
+from offramp.cli.command import Output, require_json_file, require_page_room
 from offramp.cli.shared_options import SPECULATE, Leaving
 from offramp.defaults import (
     DEFAULT_MODEL,
@@ -298,11 +297,5 @@ def _file_of(output: Path) -> Path:
             fix=f"give the folder itself: -o {output.parent}",
         )
     require_json_file(output, "a combination", lambda value: value.get(KIND) == COMBINED.kind)
-    page = output.with_suffix(".html")
-    if os.path.lexists(page) and not output.exists():
-        raise InputError(
-            "something else stands where the result's page is written",
-            where=str(page),
-            fix="move it away, or choose another file with -o",
-        )
+    require_page_room(output)
     return output

@@ -87,6 +87,17 @@ def require_json_file(path: Path, what: str, is_own: Callable[[Mapping[str, Any]
         )
 
 
+def require_page_room(output: Path) -> None:
+    """Refuse an output beside which something else stands where its page is written. Raises InputError."""
+    page = output.with_suffix(".html")
+    if os.path.lexists(page) and not output.exists():
+        raise InputError(
+            "something else stands where the result's page is written",
+            where=str(page),
+            fix="move it away, or choose another file with -o",
+        )
+
+
 def _holds(path: Path, is_own: Callable[[Mapping[str, Any]], bool]) -> bool:
     value = json_object_in(path)
     return value is not None and is_own(value)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.cli.command import Output, require_json_file
-from offramp.errors import InputError
+from offramp.cli.command import Output, require_json_file, require_page_room
 from offramp.serving.request import Load
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ def load(asked: Load, out: Output) -> None:
     from offramp.report.sections.load import headline, write_load_page
 
     if asked.output is not None:
-        _require_files(asked.output)
+        _require_file(asked.output)
     result = replace(_near_its_run(asked), progress=True).carry_out()
     show(out.console, result)
     page = None
@@ -49,16 +47,13 @@ def _near_its_run(asked: Load) -> Load:
     return replace(asked, subject=trace, hardware=machine_near(contents, asked.hardware), heads=heads)
 
 
-def _require_files(output: Path) -> None:
+def _require_file(output: Path) -> None:
     """Refuse an output that cannot be written, or whose page would take another file's place."""
     from offramp.kit.sealed_file import KIND
     from offramp.serving.results import LOADS
 
     require_json_file(output, "a load", lambda value: value.get(KIND) == LOADS.kind)
-    page = output.with_suffix(".html")
-    if os.path.lexists(page) and not output.exists():
-        what = "something else stands where the result's page is written"
-        raise InputError(what, where=str(page), fix="move it away, or choose another file with -o")
+    require_page_room(output)
 
 
 def show(console: Console, result: LoadResult) -> None:

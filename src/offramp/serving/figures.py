@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import t
 
 from offramp.scoring.estimate import LEVEL, Estimate
 from offramp.serving.simulator import ServedDemand
+from offramp.timing.ratios import student_reach
 
 TTFT, TPOT, ITL, E2EL = SAMPLED = ("ttft", "tpot", "itl", "e2el")
 """Seconds of a request to its first token, per token after it, between two tokens, and to the last one."""
@@ -83,5 +83,4 @@ def ratio_over_seeds(over: Sequence[float], under: Sequence[float]) -> Estimate[
 def _half_width(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
-    quantile = float(t.ppf(0.5 + LEVEL / 2, len(values) - 1))
-    return quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return student_reach(LEVEL, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))

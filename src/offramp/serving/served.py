@@ -43,7 +43,7 @@ from offramp.serving.request import Load
 from offramp.serving.results import LoadExecution, LoadPoint, LoadResult, ServedAside
 from offramp.serving.served_prices import FittedSteps
 from offramp.serving.simulator import ServedDemand, run_steps
-from offramp.timing.defects import MachineLoad
+from offramp.timing.defects import MachineLoad, describe
 from offramp.tracing.facts import SIGNAL_FACTS
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace as traced
@@ -298,7 +298,7 @@ def _executed(
     prices: Mapping[str, StepPrices],
     clock: str,
 ) -> LoadExecution:
-    setting, plain = place.setting, contenders[0]
+    setting, plain, load = place.setting, contenders[0], MachineLoad()
     capacities = {one.name: setting.capacity(one, prices[one.name]).value for one in contenders}
     rates = rates_for(setting.asked, capacities, [load * capacities[plain.name] for load in LOADS])
     points: list[LoadPoint] = []
@@ -322,9 +322,9 @@ def _executed(
         if rate < min(capacities.values())
         for row in _compared(setting, contenders, prices, rate, cell)
     ]
-    around = {**MachineLoad().describe(), "threads": torch.get_num_threads()}
     a_a = ratio_over_seeds(seconds, again)
     own = own_ratios(place, plain)
+    around = describe(place.model, load, {})
     return LoadExecution(tuple(points), tuple(compared), a_a, own, clock, drift, around)
 
 
@@ -367,9 +367,9 @@ def _compared(
             "served": [server.served for server in servers],
         }
         samples = {side: setting.samples(runs) for side, runs in sides.items()}
-        for figure in (
-            name for name in COMPARED if name in samples["served"][0]
-        ):  # some have no second token
+        for figure in COMPARED:
+            if figure not in samples["served"][0]:  # no request has a second token
+                continue
             means = {side: float(np.mean([run[figure] for run in runs])) for side, runs in samples.items()}
             yield ServedAside(one.name, rate, figure, **means)
             if figure == "mean_e2el" and one is not contenders[0]:

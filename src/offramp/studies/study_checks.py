@@ -39,7 +39,7 @@ from offramp.studies.study_tables import (
 from offramp.studies.task import AXES
 from offramp.studies.work.inputs import measured_on
 from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of, works
-from offramp.timing.accelerations import DECODERS, EXITS, SPECULATE, read_beside
+from offramp.timing.accelerations import DECODERS, OF_THE_POLICY, read_beside
 from offramp.tracing.asked import names_layers
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.request import parse_signals
@@ -279,7 +279,7 @@ def check_combine(study: Study) -> None:
         return
     with placed(study, "combine", "accelerations"):
         accelerations = accelerations_of(study.combine)
-    leaving = [decoder for decoder in accelerations if decoder in (EXITS, SPECULATE)]
+    leaving = [decoder for decoder in accelerations if decoder in OF_THE_POLICY]
     if bool(leaving) != (study.combine.policy is not None):
         raise InputError(
             f"{leaving[0]} needs a policy that says where tokens leave"

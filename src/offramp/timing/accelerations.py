@@ -16,6 +16,8 @@ from offramp.timing.results import PLAIN_NAME
 JOINED = " + "
 """Between the parts of a combination."""
 EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"
+OF_THE_POLICY = (EXITS, SPECULATE)
+"""Ways to decode that need an exit policy."""
 SHORT_LIST = "shortlist"
 LLAMA_CPP = "llama.cpp"
 DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP, LLAMA_CPP)
@@ -85,7 +87,7 @@ def read_beside(texts: Sequence[str], dtype: str | None = None) -> tuple[Parts, 
     found: list[Parts] = []
     for text in texts:
         parts = read_accelerations([part.strip() for part in text.split(JOINED)], dtype, BESIDE)
-        with_exits = [part.text for part in parts if part.text in (EXITS, SPECULATE)]
+        with_exits = [part.text for part in parts if part.text in OF_THE_POLICY]
         if with_exits:
             raise InputError(
                 f"{with_exits[0]} is early exit itself, and what stands beside a policy has none",

@@ -30,8 +30,8 @@ from offramp.policies.kv import STRATEGIES
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.timing.accelerations import (
-    EXITS,
     JOINED,
+    OF_THE_POLICY,
     PROMPT_LOOKUP,
     SHORT_LIST,
     SPECULATE,
@@ -170,7 +170,7 @@ def require_policy(
 
     Raises InputError or PolicyError.
     """
-    using = [way.text for way in asked if way.text in (EXITS, SPECULATE)]
+    using = [way.text for way in asked if way.text in OF_THE_POLICY]
     exits = not isinstance(options.policy, Never)
     if using and not exits:
         raise InputError(
@@ -199,7 +199,7 @@ def require_policy(
 def require_exits(asked: Sequence[Acceleration], base: Setting) -> None:
     """Refuse a policy that never leaves early. Raises PolicyError."""
     policy = base.main.policy
-    if any(way.text in (EXITS, SPECULATE) for way in asked) and not policy.needs(base.model.layers):
+    if any(way.text in OF_THE_POLICY for way in asked) and not policy.needs(base.model.layers):
         raise PolicyError(
             f"{policy} never leaves early: there is nothing to combine",
             where="--policy",

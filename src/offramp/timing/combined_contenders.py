@@ -18,6 +18,7 @@ from offramp.timing.accelerations import (
     EXITS,
     JOINED,
     LLAMA_CPP,
+    OF_THE_POLICY,
     PROMPT_LOOKUP,
     SHORT_LIST,
     SPECULATE,
@@ -83,7 +84,7 @@ class CombinedContender:
 def candidate_of(parts: Parts, variant: ModelVariant) -> CombinedContender:
     """A combination on its model."""
     setting, way, name = variant.setting, decoder_of(parts), name_of(parts)
-    exits = bool({EXITS, SPECULATE} & {part.text for part in parts})
+    exits = any(part.text in OF_THE_POLICY for part in parts)
     if variant.refused is not None and exits:
         return CombinedContender(parts, setting, left_out(name, ROLE, variant.refused))
     if way == LLAMA_CPP:
@@ -173,21 +174,17 @@ LONGEST = max(LOOKUP_LENGTHS)
 def _cell_of(way: str, setting: Setting) -> DecodingOptions:
     """How our loop decodes some ways at once, as "shortlist + exits". Raises PolicyError if it cannot."""
     ways = way.split(JOINED)
-    cell = setting.main if {EXITS, SPECULATE} & {*ways} else setting.main.full_model
+    cell = setting.main if {*OF_THE_POLICY} & {*ways} else setting.main.full_model
     for part in ways:
         cell = IN_OUR_LOOP[part](cell)
     return cell
-
-
-def _with_lookup(cell: DecodingOptions) -> DecodingOptions:
-    return replace(cell, lookup=LONGEST)
 
 
 IN_OUR_LOOP: dict[str, Callable[[DecodingOptions], DecodingOptions]] = {
     EXITS: lambda cell: cell,
     SPECULATE: lambda cell: replace(cell, kv=SPECULATE),
     SHORT_LIST: lambda cell: replace(cell, policy=with_short_head(cell.policy)),
-    PROMPT_LOOKUP: _with_lookup,
+    PROMPT_LOOKUP: lambda cell: replace(cell, lookup=LONGEST),
 }
 """What each way to decode makes of how our loop does."""
 

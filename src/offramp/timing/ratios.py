@@ -105,7 +105,7 @@ def _interval(
     if len(several) > 1:
         cells = _variance(residuals, list(range(len(residuals))))
         variance = max(parts[0] + parts[1] - cells, *parts)
-    half = _quantile(level, freedom_of(clusters)) * math.sqrt(variance)
+    half = student_reach(level, freedom_of(clusters)) * math.sqrt(variance)
     return Estimate(math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half))
 
 
@@ -119,7 +119,7 @@ def freedom_of(clusters: Sequence[Cluster]) -> int:
 
 
 @cache
-def _quantile(level: float, freedom: int) -> float:
+def student_reach(level: float, freedom: int) -> float:
     """How many standard errors an interval of Student's t reaches either way."""
     return float(student.ppf((1.0 + level) / 2.0, freedom))
 

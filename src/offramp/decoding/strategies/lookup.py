@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.options import Auto, each_costs
@@ -85,11 +85,8 @@ class LookUp(Recompute, of=RECOMPUTE):
     def _drafts(self) -> Tensor | None:
         """What followed the last tokens where they stood before, int64 [1, drafts]; None for none."""
         gear = self.gear
-        room = sys.maxsize
-        if gear.limit is not None:  # the last token that is wanted is never fed
-            room = gear.limit - 2 - (gear.sequences.length - gear.chooser.prompt)
-        most = min(room, gear.options.lookup)
-        found = continuation(gear.tokens()[0].tolist(), most) if most > 0 else []
+        most = min(gear.room - 1, gear.options.lookup)  # beside the last token
+        found = continuation(gear.tokens()[0].cpu().numpy(), most) if most > 0 else []
         found = found[: self._length.next()] if found else []
         return torch.tensor([found], device=gear.sequences.ids.device) if found else None
 
@@ -145,17 +142,21 @@ class LookUp(Recompute, of=RECOMPUTE):
         return choices
 
 
-def continuation(text: Sequence[int], most: int) -> list[int]:
+def continuation(text: Sequence[int] | NDArray[np.int64], most: int) -> list[int]:
     """What followed the last tokens of a text where they last stood before, so many tokens at most.
 
     It is copied token by token, as if the text went on so: a text that repeats itself goes on to.
     """
+    tokens = np.asarray(text, dtype=np.int64)
     for size in REPEATED:
-        last = text[-size:]
-        for first in range(len(text) - size - 1, -1, -1):
-            if text[first : first + size] == last:
-                copied = [*text]
-                for place in range(first + size, first + size + most):
-                    copied.append(copied[place])
-                return copied[len(text) :]
+        starts = len(tokens) - size  # the last tokens themselves are no earlier place
+        if starts < 1:
+            continue
+        equal = [tokens[place : place + starts] == tokens[starts + place] for place in range(size)]
+        places = np.flatnonzero(np.logical_and.reduce(equal))
+        if len(places):
+            copied: list[int] = tokens[places[-1] + size :].tolist()
+            for place in range(most):
+                copied.append(copied[place])
+            return copied[-most:]
     return []

@@ -250,7 +250,7 @@ class Speculate(Strategy, of=SPECULATE):
     def _run_round(self, tokens: Tensor, longest: int) -> Round:
         """Draft `longest` tokens at most, and run all rows through layer L."""
         gear, waiting = self.gear, self._waiting
-        start, layers, room = gear.sequences.length, gear.engine.layers, self._room()
+        start, layers, room = gear.sequences.length, gear.engine.layers, gear.room
         asks = longest > 0 or self._alone > 0
         self._alone = max(0, self._alone - 1)
         self._kept_before = sys.maxsize if longest else 0
@@ -352,13 +352,6 @@ class Speculate(Strategy, of=SPECULATE):
     def _longest(self) -> int:
         """The longest draft of the next round."""
         return self._length if isinstance(self._length, int) else self._length.next()
-
-    def _room(self) -> int:
-        """Tokens that are still to be fed: the last one that is wanted never is."""
-        gear = self.gear
-        if gear.limit is None:
-            return sys.maxsize
-        return gear.limit - 1 - (gear.sequences.length - gear.chooser.prompt)
 
     def _finished(self) -> Tensor:
         """Rows that are over: bool [batch]."""

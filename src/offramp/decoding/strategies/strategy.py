@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -173,6 +174,13 @@ class Gear:
     """New tokens that are wanted in all, None for no limit."""
     end_tokens: tuple[int, ...] = ()
     """Those that end a row: both end a round of drafts early."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that are still to be fed: the last one that is wanted never is."""
+        if self.limit is None:
+            return sys.maxsize
+        return self.limit - 1 - (self.sequences.length - self.chooser.prompt)
 
     @property
     def engine(self) -> Engine:
