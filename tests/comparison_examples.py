@@ -26,6 +26,7 @@ from offramp.studies.comparison.results import (
     ScoreValidity,
     StrategyResult,
     TrainedSaving,
+    UnderLoad,
 )
 from offramp.studies.work.heads import Training
 from offramp.tuning.certificate import Certificate
@@ -483,6 +484,16 @@ def example_comparison(
         trained=trained(),
         validity=validity(),
         combined=(found,),
+        loads=(
+            UnderLoad(
+                place=rows[0].on("h100"),
+                load="bursts",
+                answer="pays below 1.4 requests/s: the gain is latency",
+                policy="static:exit=2",
+                capacity=Estimate(3.0, 2.9, 3.1),
+                plain_capacity=Estimate(2.0, 1.9, 2.1),
+            ),
+        ),
         failures={
             "llama3-8b · code · tune · h100": "the memory is too small: 32 GB needed, 16 GB here",
             "qwen3-32b · prose": "the model is not on this machine: hub id Qwen/Qwen3-32B",

@@ -168,6 +168,7 @@ def test_every_part_of_a_comparison_is_there_in_order(of_comparison: Made) -> No
         "Layer by layer",
         "Does a score tell what is saved",
         "Beside other accelerations",
+        "At which requests per second exits pay",
         "Per byte of text",
         "Take the tables with you",
         "How to cite and repeat this",

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 import offramp
 from offramp.serving.arrivals import (
+    Objectives,
     RequestLengths,
-    check_rates,
     demand_of,
     read_arrivals,
-    read_lengths,
-    read_objectives,
+    read_rates,
 )
 
 
@@ -89,25 +88,39 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, lines: list[str], what: str,
     assert "arrival,prompt_tokens,output_tokens" in error.value.fix
 
 
-@pytest.mark.parametrize("text", ["", "uniform", "gamma", "gamma:cv=0", "gamma:cv=x", "poisson:2", "csv:"])
+@pytest.mark.parametrize("text", ["", "uniform", "poisson:2", "csv:"])
 def test_arrivals_that_are_none(text: str) -> None:
-    with pytest.raises(offramp.InputError, match=r"arrive|cv is|means nothing"):
+    with pytest.raises(offramp.InputError, match="does not say how requests arrive") as error:
         read_arrivals(text)
+    assert "gamma:cv=4" in error.value.fix
+
+
+@pytest.mark.parametrize("text", ["gamma", "gamma:cv=0", "gamma:cv=101", "gamma:cv=x", "gamma:seconds=1"])
+def test_bursts_that_are_none(text: str) -> None:
+    with pytest.raises(offramp.InputError, match=r"means nothing|cv must be|seconds cannot be") as error:
+        read_arrivals(text)
+    assert error.value.where.startswith("--arrivals gamma:")
 
 
 def test_lengths_and_objectives() -> None:
-    assert read_lengths("output=7") == RequestLengths(output=7)
-    assert read_lengths("prompt=3,output=4,sigma=0") == RequestLengths(3, 4, 0.0)
-    assert read_objectives("ttft=2,tpot=0.1") == {"ttft": 2.0, "tpot": 0.1}
+    assert RequestLengths.read("output=7") == RequestLengths(output=7)
+    assert RequestLengths.read("prompt=3,output=4,sigma=0") == RequestLengths(3, 4, 0.0)
+    assert Objectives.read("ttft=2,tpot=0.1").promised == {"ttft": 2.0, "tpot": 0.1}
     for text in ("", "output=0", "output=1.5", "sigma=9", "output=1,output=2", "width=3", "prompt=x"):
-        with pytest.raises(offramp.InputError):
-            read_lengths(text)
+        with pytest.raises(offramp.InputError) as error:
+            RequestLengths.read(text)
+        assert error.value.where.startswith("--lengths")
     for text in ("", "ttft", "ttft=0", "latency=2", "itl=1", "ttft=1,ttft=2"):
-        with pytest.raises(offramp.InputError):
-            read_objectives(text)
+        with pytest.raises(offramp.InputError) as error:
+            Objectives.read(text)
+        assert error.value.where.startswith("--slo")
 
 
-@pytest.mark.parametrize("rates", [(0.0,), (-1.0,), (2.0, 1.0), (1.0, 1.0), (float("inf"),), (float("nan"),)])
-def test_rates_that_are_none(rates: tuple[float, ...]) -> None:
-    with pytest.raises(offramp.InputError, match="rate"):
-        check_rates(rates)
+def test_rates() -> None:
+    assert read_rates("0.5,1,2") == read_rates([0.5, 1, 2]) == (0.5, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("rates", ["0", "-1", "2,1", "1,1", "inf", "nan", "fast", "", (), (0.0,), (2.0, 1.0)])
+def test_rates_that_are_none(rates: str | tuple[float, ...]) -> None:
+    with pytest.raises(offramp.InputError, match="rates must be rising, each above 0"):
+        read_rates(rates)

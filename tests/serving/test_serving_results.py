@@ -180,16 +180,3 @@ def test_no_torch_for_a_prediction() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
-
-
-@pytest.mark.slow
-def test_ten_rates_eight_contenders_and_four_hundred_requests_take_a_minute_at_most() -> None:
-    import time
-
-    trace = make_trace(tokens=6000, documents=60, exits=[2, 4, 6], shape=make_shape(6, head=60_000))
-    values = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
-    policies = [f"threshold:signal=max_prob,value={value},exits=2+4" for value in values]
-    began = time.process_time()
-    found = offramp.load(trace, policy=policies, hardware="h100", seeds=1)
-    assert (len(found.servers), len(found.rates), found.asked["requests"]) == (8, 10, 400)
-    assert time.process_time() - began < 60 / 3  # of three seeds

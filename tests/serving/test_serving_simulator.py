@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from slow_server import contender, documents, prices, served_slowly, some_demand
 
 from offramp.serving.arrivals import Demand
@@ -46,21 +47,29 @@ def test_by_hand() -> None:
     assert served.layers.tolist() == [3, 0]
 
 
-@pytest.mark.parametrize("busy", [0.3, 0.6, 0.8])
-def test_one_row_is_a_queue_with_constant_service(busy: float) -> None:
+def waits(busy: float, count: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Gaps before requests, and how long each waits: a row alone, services of 1 s, Poisson arrivals."""
+    gaps = np.random.default_rng(seed).exponential(1.0 / busy, count)
+    arrival, ones = np.cumsum(gaps), np.ones(count, dtype=np.int64)
+    by = prices(prompt=lambda tokens, past: 1.0 - 0.65 - 0.3)
+    demand = Demand(arrival, ones, ones, np.zeros((count, 2)))
+    served = simulate(demand, [np.zeros(1, dtype=np.int64)] * count, contender(), by, ServerLimits(1, 1))
+    return gaps, np.array([times[-1] for times in served.times]) - arrival - 1.0
+
+
+@pytest.mark.parametrize("busy", [0.3, 0.6, 0.9])
+def test_one_row_is_a_queue(busy: float) -> None:
+    """Lindley (1952): who comes waits what the one before waited and was served, less the gap."""
+    gaps, found = waits(busy, 2_000, 0)
+    expected = 0.0
+    for gap, wait in zip(gaps[1:].tolist(), found[1:].tolist(), strict=True):
+        expected = max(0.0, expected + 1.0 - gap)
+        assert wait == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_row_is_a_queue_with_constant_service() -> None:
     """M/D/1 (Pollaczek 1930, Khinchine 1932): mean wait = busy / (2 (1 - busy)) services."""
-    count, service = 60_000, 1.0
-    waits = []
-    for seed in range(6):
-        draw = np.random.default_rng(seed)
-        arrival = np.cumsum(draw.exponential(service / busy, count))
-        ones = np.ones(count, dtype=np.int64)
-        demand = Demand(arrival, ones, ones, np.zeros((count, 2)))
-        by = prices(prompt=lambda tokens, past: service - 0.65 - 0.3)
-        served = simulate(demand, [np.zeros(1, dtype=np.int64)] * count, contender(), by, ServerLimits(1, 1))
-        ends = np.array([times[-1] for times in served.times])
-        waits.append(float((ends - arrival - service).mean()))
-    assert np.mean(waits) == pytest.approx(busy / (2 * (1 - busy)) * service, rel=0.02)
+    assert waits(0.6, 120_000, 2)[1].mean() == pytest.approx(0.6 / (2 * 0.4), rel=0.02)
 
 
 @settings(deadline=None, max_examples=60)

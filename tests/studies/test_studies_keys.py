@@ -127,6 +127,7 @@ def test_any_study_has_distinct_cells_and_grows_without_redoing(world: Path, dat
 LENS = {"name": "lens", "fit": ["txt:one.txt"], "tokens": 100}
 ONE = {"name": "one", "policy": "static:exit=1"}
 COMBINE = {"accelerations": ["prompt_lookup", "exits"], "policy": "static:exit=1"}
+LOAD: dict[str, Any] = {"name": "steady", "policies": ["tuned"], "options": {"rates": "1,2"}}
 BASE: dict[str, Any] = {
     "models": ["a"],
     "workloads": ["txt:one.txt"],
@@ -136,10 +137,11 @@ BASE: dict[str, Any] = {
     "transforms": ["none", "prune:drop=1"],
     "decode": {},
     "combine": COMBINE,
+    "loads": [LOAD],
 }
-OF_MODEL = {"heads", "trace", "profile", "score", "replay", "league", "tune", "decode", "combine"}
-OF_TRACE = {"trace", "score", "replay", "league", "tune", "decode"}
-SEARCHED = {"league", "tune", "decode"}
+OF_MODEL = {"heads", "trace", "profile", "score", "replay", "league", "tune", "decode", "combine", "load"}
+OF_TRACE = {"trace", "score", "replay", "league", "tune", "decode", "load"}
+SEARCHED = {"league", "tune", "decode", "load"}
 
 
 def in_order(value: object) -> str:
@@ -187,6 +189,8 @@ def test_settings_change_the_keys_of_what_they_change(
         ("combine", {**COMBINE, "policy": "static:exit=2"}, {"combine"}),
         ("combine", {**COMBINE, "seconds": 60}, {"combine"}),
         ("combine", {**COMBINE, "accelerations": ["exits"]}, {"combine"}),
+        ("loads", [{**LOAD, "policies": ["tuned", "static:exit=2"]}], {"load"}),
+        ("loads", [{**LOAD, "options": {"rates": "1,2", "rows": 8}}], {"load"}),
         ("policies", ["league", "tuned", {**ONE, "policy": "static:exit=2"}], {"replay"}),
         ("policies", ["league", "tuned", {**ONE, "kv": "recompute"}], {"replay"}),
         ("policies", ["league", "tuned", {**ONE, "batch": 8}], {"replay"}),
@@ -310,7 +314,7 @@ def test_other_code_gives_other_keys(copied: Path) -> None:
     for module, moved in (
         ("defaults", kinds),
         ("tracing.trace", kinds),
-        ("tracing.tracer", {"trace", "score"}),
+        ("tracing.tracer", {"trace", "score", "load"}),
         ("scoring.scoring", {"score"}),
         ("timing.local_profile", {"profile"}),
         ("training.loop", {"training"}),

@@ -41,7 +41,9 @@ def _near_its_run(asked: Load) -> Load:
     place = Path(str(asked.subject))
     if not place.is_dir() or not (is_run_folder(place) or contents_at(place)):
         return asked
-    trace = trace_for(place, next((str(one) for one in asked.policies if str(one).endswith(".json")), None))
+    trace = trace_for(
+        place, next((str(policy) for policy in asked.policies if str(policy).endswith(".json")), None)
+    )
     contents = contents_at(trace)
     heads = contents.heads if asked.execute and asked.heads is None and contents else asked.heads
     return replace(asked, subject=trace, hardware=machine_near(contents, asked.hardware), heads=heads)

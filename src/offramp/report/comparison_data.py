@@ -15,6 +15,7 @@ from offramp.report.html import fragment
 from offramp.report.names import FLOOR, MACHINE, TRACE
 from offramp.report.sections.compared import VALIDITY
 from offramp.report.sections.leaderboard import leaderboard
+from offramp.report.sections.load import UNDER_LOAD
 from offramp.report.sections.strategies import STRATEGIES, apart
 from offramp.report.sections.training import TRAININGS
 from offramp.report.table import Column, Table, attributes
@@ -155,6 +156,7 @@ def comparison_tables(comparison: Comparison) -> dict[str, pa.Table]:
         "savings": SAVINGS.arrow(savings_of(comparison)),
         "validity": VALIDITY.arrow(comparison.validity),
         "combined": COMBINED.arrow(timed),
+        "loads": UNDER_LOAD.arrow(comparison.loads),
         "failures": FAILURES.arrow(comparison.failures.items()),
     }
 

@@ -52,6 +52,7 @@ from offramp.report.sections.compared import (
     validity_words,
 )
 from offramp.report.sections.leaderboard import leaderboard, leaderboard_section, ordered
+from offramp.report.sections.load import loads_section
 from offramp.report.sections.strategies import (
     STRATEGIES,
     believed,
@@ -374,6 +375,7 @@ NAVIGATION = (
     ("profiles", "Layers"),
     ("validity", "Scores"),
     ("combined", "Combined"),
+    ("loads", "Under load"),
     ("bytes", "Per byte"),
     ("downloads", "Tables"),
     ("cite", "Cite"),
@@ -404,6 +406,7 @@ def render_comparison(comparison: Comparison) -> str:
         "profiles": profiles_section(comparison),
         "validity": validity_section(comparison),
         "combined": combined_sections(comparison),
+        "loads": loads_section(comparison),
         "bytes": bytes_section(comparison),
         "downloads": downloads_section(comparison),
         "cite": citation_section(comparison),
@@ -436,7 +439,12 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
         _print_reasons(figures_of(STRATEGIES.columns, best[:SHOWN_ROWS]), console)
     trained = [f"{name}: {' '.join(sentences)}" for name, sentences in trained_groups(comparison)]
     advised = [f"{place_of(one)}: {advice(one)}" for one in comparison.combined]
-    said = [*trained, *advised, *validity_words(comparison.validity)]
+    loads = [
+        f"{line_name(load.place.model, load.place.heads)} · {load.place.workload} · {load.load} · "
+        f"{machine_shown(load.place.machine)}: {load.answer}."
+        for load in comparison.loads
+    ]
+    said = [*trained, *advised, *loads, *validity_words(comparison.validity)]
     if said:
         console.print()
         for sentence in said:

@@ -5,46 +5,94 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.files import read_given_text
-from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER, whole_number
+from offramp.kit.arguments import settle_fields
+from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER, Positive, whole_number
 
 Times = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 COLUMNS = ("arrival", "prompt_tokens", "output_tokens")
 """Of a file of arrivals: seconds, and tokens of prompt and answer; the first may stand alone."""
-OBJECTIVES = ("ttft", "tpot", "e2el")
-"""What a service can promise of each request (see `offramp.serving.figures`)."""
 LONGEST = 1_000_000
 """Tokens of a prompt or an answer at most."""
+Tokens = Annotated[int, Ge(1), Le(LONGEST)]
 
 
 @dataclass(frozen=True)
-class RequestLengths:
+class NamedNumbers:
+    """Numbers that an option gives by name, as a=1,b=2; each has to be as its annotation says."""
+
+    option: ClassVar[str]
+    example: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        settle_fields(self, where=lambda name: f"{self.option}, {name}")
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Those of a text, the others by default. Raises InputError for anything else."""
+        numbers: dict[str, float] = {}
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            number = number_in(value)
+            if number is None or name in numbers or name not in {field.name for field in fields(cls)}:
+                what, fix = f"{part!r} means nothing in {cls.option} {text}", f"write {cls.example}"
+                raise InputError(what, where=cls.option, fix=fix)
+            numbers[name] = int(number) if number.is_integer() else number
+        return cls(**numbers)
+
+
+@dataclass(frozen=True)
+class RequestLengths(NamedNumbers):
     """Tokens of prompts and answers: lognormal about two medians, `sigma` that of their logarithm."""
 
-    prompt: int = 64
-    output: int = 32
-    sigma: float = 0.5
+    option = "--lengths"
+    example = "prompt=64,output=32,sigma=0.5: medians in tokens, and the spread of their logarithm"
+
+    prompt: Tokens = 64
+    output: Tokens = 32
+    sigma: Annotated[float, Ge(0), Le(3)] = 0.5
 
 
 @dataclass(frozen=True)
-class Arrivals:
-    """How requests come: gaps of a gamma distribution of some coefficient of variation, or those of a file.
+class Objectives(NamedNumbers):
+    """Seconds that a service promises of each request (see `offramp.serving.figures`); None: nothing."""
 
-    seconds: of a file, when each came, rising. lengths: of one that holds them, tokens of prompt and answer.
-    """
+    option = "--slo"
+    example = "the seconds that a request may take, as ttft=2,tpot=0.1; there are ttft, tpot and e2el"
 
-    cv: float = 1.0
+    ttft: Positive | None = None
+    tpot: Positive | None = None
+    e2el: Positive | None = None
+
+    @property
+    def promised(self) -> dict[str, float]:
+        """Those that are, by name."""
+        return {name: seconds for name, seconds in vars(self).items() if seconds is not None}
+
+
+@dataclass(frozen=True)
+class Arrivals(NamedNumbers):
+    """How requests come: gaps of a gamma distribution with a coefficient of variation, or those of a file."""
+
+    option = "--arrivals gamma:"
+    example = "poisson, gamma:cv=4 (0.01 to 100) or csv:FILE"
+
+    cv: Annotated[float, Ge(0.01), Le(100)] = 1.0
     seconds: tuple[float, ...] = ()
+    """Of a file, when each came, rising."""
     lengths: tuple[tuple[int, ...], ...] = ()
+    """Of a file that holds them, tokens of prompt and answer."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +142,6 @@ def number_in(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def named_numbers(text: str, names: Sequence[str], where: str, fix: str) -> dict[str, float]:
-    """Numbers by name, as `a=1,b=2` gives them. Raises InputError for anything else."""
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        number = number_in(value)
-        if name not in names or number is None or name in found:
-            raise InputError(f"{part!r} means nothing in {where} {text}", where=where, fix=fix)
-        found[name] = number
-    return found
-
-
 def read_arrivals(text: str) -> Arrivals:
     """What `--arrivals` says: `poisson`, `gamma:cv=4` or `csv:FILE`.
 
@@ -114,84 +150,50 @@ def read_arrivals(text: str) -> Arrivals:
     kind, _, rest = text.partition(":")
     if text == "poisson":
         return Arrivals()
+    if kind == "gamma":
+        return Arrivals.read(rest)
     if kind == "csv" and rest:
         return _recorded(Path(rest))
-    fix = "write poisson, gamma:cv=4 (0.01 to 100) or csv:FILE"
-    if kind != "gamma":
-        raise InputError(f"{text!r} does not say how requests arrive", where="--arrivals", fix=fix)
-    cv = named_numbers(rest, ("cv",), "--arrivals", fix)["cv"]
-    if not 0.01 <= cv <= 100:
-        raise InputError(f"cv is {cv:g}, not 0.01 to 100", where="--arrivals", fix=fix)
-    return Arrivals(cv)
+    what, fix = f"{text!r} does not say how requests arrive", f"write {Arrivals.example}"
+    raise InputError(what, where="--arrivals", fix=fix)
 
 
 def _recorded(path: Path) -> Arrivals:
-    lines = [*csv.reader(read_given_text(path, "file of arrivals").splitlines()), []]
-    header, rows = lines[0], lines[1:-1]
+    header, *rows = [*csv.reader(read_given_text(path, "file of arrivals").splitlines())] or [[]]
+    if header not in ([COLUMNS[0]], list(COLUMNS)):
+        raise _unread(path, 1, f"its first line is {','.join(header)!r}, not the names of its columns")
+    if len(rows) < 3:
+        raise _unread(path, 1, f"it holds {len(rows)} requests, and 3 are the fewest with two gaps")
     seconds: list[float] = []
     lengths: list[tuple[int, ...]] = []
-    wrong = ""
-    if header not in ([COLUMNS[0]], list(COLUMNS)):
-        wrong, rows = f"its first line is {','.join(header)!r}, not the names of its columns", []
-    elif len(rows) < 3:
-        wrong, rows = f"it holds {len(rows)} requests, and 3 are the fewest with two gaps", []
-    for row in rows:
-        at = number_in(row[0]) if row else None
-        counts = [whole_number(cell.strip(), most=LONGEST) for cell in row[1:]]
-        if len(row) != len(header) or not all(cell.strip() for cell in row):
-            wrong = f"it has {sum(map(bool, row))} of {len(header)} columns"
-        elif at is None or not 0 <= at <= LARGEST_NUMBER:
-            wrong = f"{row[0]!r} is no time in seconds, 0 or later"
-        elif seconds and at < seconds[-1]:
-            wrong = f"{at:g} s comes after {seconds[-1]:g} s: it is not sorted"
-        elif None in counts:
-            wrong = f"{','.join(row[1:])!r} are no tokens, each 1 to {LONGEST:,}"
-        else:
-            seconds.append(at)
-            lengths.append(tuple(count for count in counts if count is not None))
-            continue
-        break
-    if not wrong and seconds[-1] - seconds[0] < SMALLEST_NUMBER:
-        wrong = "all its requests come at one time"
-    if wrong:
-        raise InputError(
-            f"the file of arrivals cannot be read: {wrong}",
-            where=f"{path}, line {min(len(seconds), len(rows) - 1) + 2}",
-            fix=f"begin with a line {','.join(COLUMNS)} (or {COLUMNS[0]} alone), then one for each request",
-        )
+    for line, row in enumerate(rows, 2):
+        cells = [cell.strip() for cell in row]
+        if len(cells) != len(header) or not all(cells):
+            raise _unread(path, line, f"it has {sum(map(bool, cells))} of {len(header)} columns")
+        at, counts = number_in(cells[0]), [whole_number(cell, most=LONGEST) for cell in cells[1:]]
+        if at is None or not 0 <= at <= LARGEST_NUMBER:
+            raise _unread(path, line, f"{cells[0]!r} is no time in seconds, 0 or later")
+        if seconds and at < seconds[-1]:
+            raise _unread(path, line, f"{at:g} s comes after {seconds[-1]:g} s: it is not sorted")
+        if None in counts:
+            raise _unread(path, line, f"{','.join(cells[1:])!r} are no tokens, each 1 to {LONGEST:,}")
+        seconds.append(at)
+        lengths.append(tuple(count for count in counts if count is not None))
+    if seconds[-1] - seconds[0] < SMALLEST_NUMBER:
+        raise _unread(path, len(seconds) + 1, "all its requests come at one time")
     return Arrivals(seconds=tuple(seconds), lengths=tuple(lengths) if len(header) > 1 else ())
 
 
-def read_lengths(text: str) -> RequestLengths:
-    """What `--lengths` says: `prompt=64,output=32,sigma=0.5`, any of them left out.
-
-    Raises InputError for anything else.
-    """
-    fix = "write prompt=64,output=32,sigma=0.5: medians in tokens, the spread of their logarithm up to 3"
-    given = named_numbers(text, ("prompt", "output", "sigma"), "--lengths", fix)
-    sigma = given.pop("sigma", RequestLengths.sigma)
-    for tokens in given.values():
-        if not (1 <= tokens <= LONGEST and tokens == int(tokens)):
-            raise InputError(f"{tokens:g} is no number of tokens", where="--lengths", fix=fix)
-    if not 0 <= sigma <= 3:
-        raise InputError(f"sigma is {sigma:g}, not 0 to 3", where="--lengths", fix=fix)
-    return RequestLengths(**{name: int(tokens) for name, tokens in given.items()}, sigma=sigma)
+def _unread(path: Path, line: int, why: str) -> InputError:
+    fix = f"begin with a line {','.join(COLUMNS)} (or {COLUMNS[0]} alone), then one for each request"
+    return InputError(f"the file of arrivals cannot be read: {why}", where=f"{path}, line {line}", fix=fix)
 
 
-def read_objectives(text: str) -> dict[str, float]:
-    """What `--slo` says: `ttft=2,tpot=0.1`, in seconds. Raises InputError for anything else."""
-    fix = f"write the seconds that a request may take, as ttft=2,tpot=0.1; there are {', '.join(OBJECTIVES)}"
-    found = named_numbers(text, OBJECTIVES, "--slo", fix)
-    for name, seconds in found.items():
-        if seconds <= 0:
-            raise InputError(f"{name} is {seconds:g}, not above 0", where="--slo", fix=fix)
+def read_rates(text: str | Sequence[float]) -> tuple[float, ...]:
+    """What `--rates` says: rising rates, each once. Raises InputError for anything else."""
+    rates = [number_in(str(word)) for word in (text.split(",") if isinstance(text, str) else text)]
+    found = tuple(rate for rate in rates if rate is not None and SMALLEST_NUMBER <= rate <= LARGEST_NUMBER)
+    if not found or len(found) < len(rates) or list(found) != sorted(set(found)):
+        what = f"rates must be rising, each above 0, not {text if isinstance(text, str) else list(text)}"
+        raise InputError(what, where="--rates", fix="write rising rates, each once, as 0.5,1,2,4, or auto")
     return found
-
-
-def check_rates(rates: Sequence[float]) -> None:
-    """Refuse rates that are none, or do not rise. Raises InputError."""
-    fix = "write rising rates, each once, as 0.5,1,2,4, or auto"
-    wrong = [rate for rate in rates if not SMALLEST_NUMBER <= rate <= LARGEST_NUMBER]
-    if wrong or list(rates) != sorted(set(rates)):
-        must = f"above 0, not {wrong[0]:g}" if wrong else f"rising, not {', '.join(map(str, rates))}"
-        raise InputError(f"rates must be {must}", where="--rates", fix=fix)

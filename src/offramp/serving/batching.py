@@ -109,7 +109,7 @@ class BatchedRequests:
                 logits = forward(self._pieces(batch), self)
             self._processor.model_runner._sample(logits.float()[None], batch.output_ids)
             batch.retrieve_device_outputs()
-        speaking = [one.state.request_id for one in batch.requests_in_batch if one.has_new_token]
+        speaking = [own.state.request_id for own in batch.requests_in_batch if own.has_new_token]
         for name, token in zip(speaking, batch.output_ids[0, : len(speaking)].tolist(), strict=True):
             self.answers[name].append(int(token))
         self._processor.update_batch()
@@ -125,17 +125,23 @@ class BatchedRequests:
         contexts = [given["cu_seq_lens_k"][kind.layer_type].tolist() for kind in self.kinds]
         ids, positions = given["input_ids"][0].long(), given["position_ids"][0].long()
         found = []
-        for place, one in enumerate(batch.requests_in_batch):
+        for place, own_request in enumerate(batch.requests_in_batch):
             own = slice(ends[place], ends[place + 1])
             write = tuple(index[own] for index in given["write_index"])
             read = tuple(
                 index[limits[place] : limits[place + 1]] if index.numel() else index
                 for index, limits in zip(given["read_index"], contexts, strict=True)
             )
-            decodes = one.state.generated_len() > 0
+            decodes = own_request.state.generated_len() > 0
             found.append(
                 StepPiece(
-                    one.state.request_id, ids[own], positions[own], decodes, one.has_new_token, write, read
+                    own_request.state.request_id,
+                    ids[own],
+                    positions[own],
+                    decodes,
+                    own_request.has_new_token,
+                    write,
+                    read,
                 )
             )
         return found

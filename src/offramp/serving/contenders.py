@@ -179,17 +179,21 @@ def require_admitted(policy: ExitPolicy) -> None:
         )
 
 
-def replayed(trace: Trace, policy: str | ExitPolicy) -> Rung:
-    """A policy on a trace: a text, the file of a tuned policy, or a policy.
+def policy_of(policy: str | ExitPolicy | Tuned) -> ExitPolicy:
+    """What a text, or the file of a tuned policy, names; what such a file holds. Raises PolicyError."""
+    named = named_policy(policy)
+    return named.policy if isinstance(named, Tuned) else named
+
+
+def replayed(trace: Trace, policy: str | ExitPolicy | Tuned) -> Rung:
+    """A policy on a trace: a text, the file of a tuned policy, what it holds, or a policy.
 
     Raises PolicyError for one that does not fit the trace, or that `require_admitted` refuses.
     """
-    floor = None
-    if isinstance(policy, str):
-        named = named_policy(policy)
-        if isinstance(named, Tuned) and named.certificate.holds and named.floor.kind == "agreement":
-            floor = 1.0 - named.floor.risk
-        policy = parse_policy_for(policy, trace)
+    floor, named = None, named_policy(policy)
+    if isinstance(named, Tuned) and named.certificate.holds and named.floor.kind == "agreement":
+        floor = 1.0 - named.floor.risk
+    policy = parse_policy_for(policy, trace) if isinstance(policy, str) else policy_of(policy)
     policy = policy.for_task(task_of(trace))
     require_admitted(policy)
     run, layers = run_of(trace, policy), trace.layers
@@ -200,7 +204,7 @@ def replayed(trace: Trace, policy: str | ExitPolicy) -> Rung:
 
 
 def contenders_of(
-    trace: Trace, policies: Sequence[str | ExitPolicy], ladder: Ladder | None = None
+    trace: Trace, policies: Sequence[str | ExitPolicy | Tuned], ladder: Ladder | None = None
 ) -> tuple[LoadContender, ...]:
     """Those that serve: the full model, its cut head where a policy reads a short list, policies, the ladder.
 
@@ -213,11 +217,11 @@ def contenders_of(
     found = [LoadContender("plain", PLAIN, (plain,))]
     if any(rung.policy.short_list for rung in (*rungs, *climbed)):
         found.append(LoadContender("cut head", SHORT_LIST, (replayed(trace, with_short_head(plain.policy)),)))
-    known = [one.rungs[0].policy for one in found]
+    known = [contender.rungs[0].policy for contender in found]
     for rung in rungs:
         if rung.policy not in known:
             name, text = short_name(rung.policy), str(rung.policy)
-            taken = any(one.name == name for one in found)
+            taken = any(contender.name == name for contender in found)
             found.append(LoadContender(text if taken else name, POLICY, (rung,)))
     if ladder:
         _require_rungs(climbed, f"--ladder {ladder}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from offramp.scoring.estimate import LEVEL, Estimate
+from offramp.serving.results import Figures
 from offramp.serving.simulator import ServedDemand
 from offramp.timing.ratios import student_reach
 
@@ -16,12 +17,6 @@ TTFT, TPOT, ITL, E2EL = SAMPLED = ("ttft", "tpot", "itl", "e2el")
 PERCENTILES = (50, 95, 99)
 WARM = 0.1
 """Share of the requests that come first and are not counted: the server is empty before them."""
-
-Figures = Mapping[str, Estimate[float]]
-"""By name, in seconds, and requests or tokens per second: request_throughput, output_throughput,
-request_goodput (of requests that keep all objectives, where there are any), mean_ttft, p50_ttft, p95_ttft,
-p99_ttft, likewise of tpot, itl and e2el; rows (that decode side by side in a step), layers (of a token),
-agreement (share of the tokens that are the full model's, as replayed)."""
 
 
 def sample_of(served: ServedDemand, objectives: Mapping[str, float], warm: float = WARM) -> dict[str, float]:

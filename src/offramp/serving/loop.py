@@ -53,7 +53,7 @@ class _Rows:
             raise _Written
         places = self.read[kind]
         flat = (store.index_select(0, places.reshape(-1)) for store in kept)
-        return tuple(one.view(*places.shape, *one.shape[1:]).transpose(1, 2) for one in flat)
+        return tuple(rows.view(*places.shape, *rows.shape[1:]).transpose(1, 2) for rows in flat)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class _Prompt:
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, ...]:
         """Keep K and V [1, heads, tokens, size]; all that it attends to."""
         own, more = (given[0].transpose(0, 1) for given in (keys, values))
-        return tuple(one.transpose(0, 1)[None] for one in self.batch.exchanged(layer, own, more, self.piece))
+        return tuple(
+            read.transpose(0, 1)[None] for read in self.batch.exchanged(layer, own, more, self.piece)
+        )
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class _Step:
     def __init__(self, loop: ServedLoop, pieces: list[StepPiece], batch: BatchedRequests) -> None:
         self.loop, self.batch, self.count = loop, batch, len(pieces)
         ids, positions = (
-            torch.stack([getattr(one, name) for one in pieces]) for name in ("ids", "positions")
+            torch.stack([getattr(piece, name) for piece in pieces]) for name in ("ids", "positions")
         )
         self.hidden, self.calls = loop.calls_of(ids, positions)
         self.before, self.states = self.hidden, self.hidden.clone()
@@ -227,7 +229,7 @@ class _Step:
         """Where each row's context lies, padded on the right by its first place: int64 [rows, context]."""
         reads = [piece.read[kind] for piece in pieces]
         if self.batch.windows[kind] is not None:  # a row's own place, written first, stands for it last
-            reads = [torch.cat([one.read[kind][:-1], one.write[kind]]) for one in pieces]
+            reads = [torch.cat([piece.read[kind][:-1], piece.write[kind]]) for piece in pieces]
         return torch.nn.utils.rnn.pad_sequence(reads, batch_first=True, padding_value=int(reads[0][0]))
 
     def _driver(self, rung: int) -> PolicyDriver:

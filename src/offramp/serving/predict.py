@@ -20,7 +20,7 @@ from offramp.policies.prices import machine_for, price_notes
 from offramp.scoring.documents import DocumentRows, document_rows
 from offramp.scoring.estimate import Estimate
 from offramp.serving.arrivals import Demand, demand_of
-from offramp.serving.contenders import LoadContender, answers_of, contenders_of
+from offramp.serving.contenders import POLICY, LoadContender, answers_of, contenders_of
 from offramp.serving.figures import figures_of, over_seeds, ratio_over_seeds, sample_of
 from offramp.serving.prices import MachinePrices, StepPrices
 from offramp.serving.request import Load
@@ -81,7 +81,7 @@ class LoadSetting:
 
     def samples(self, served: Sequence[ServedDemand]) -> list[dict[str, float]]:
         """The figures of each."""
-        return [sample_of(one, self.asked.objectives) for one in served]
+        return [sample_of(demand, self.asked.objectives) for demand in served]
 
     def capacity(self, contender: LoadContender, prices: StepPrices) -> Estimate[float]:
         """Requests per second where all are there from the start, until the last one is begun."""
@@ -108,7 +108,10 @@ def predicted(asked: Load) -> LoadResult:
     setting = setting_of(asked, trace, contenders, padded=padded)
     of_machine = MachinePrices(machine, trace)
     with said(asked, "pricing steps"):
-        prices = {one.name: of_machine.step_prices(one, asked.rows, setting.longest) for one in contenders}
+        prices = {
+            contender.name: of_machine.step_prices(contender, asked.rows, setting.longest)
+            for contender in contenders
+        }
     lookup = kept_notes(machine) if isinstance(asked.hardware, str) else ()
     notes = (*lookup, *price_notes(machine, trace, (1, asked.rows)), DERIVED)
     fingerprint = machine_fingerprint(machine)
@@ -136,7 +139,7 @@ def setting_of(
     asked: Load, trace: Trace, contenders: Sequence[LoadContender], *, padded: bool
 ) -> LoadSetting:
     """What all contenders are asked to serve. A rival without exits keeps the loosest certified floor."""
-    floors = [rung.floor for one in contenders for rung in one.rungs if rung.floor is not None]
+    floors = [rung.floor for contender in contenders for rung in contender.rungs if rung.floor is not None]
     limits = ServerLimits(asked.rows, asked.budget, asked.rule, padded)
     return LoadSetting(asked, limits, document_rows(trace), min(floors, default=None))
 
@@ -148,7 +151,7 @@ def rates_for(asked: Load, capacities: Mapping[str, float], auto: Sequence[float
     """
     if isinstance(asked.rates, str):
         return tuple(sorted({float(f"{rate:.2g}") for rate in auto}))
-    name, most = max(capacities.items(), key=lambda one: one[1])
+    name, most = max(capacities.items(), key=lambda pair: pair[1])
     if asked.rates[-1] > BEYOND * most:
         what = f"{asked.rates[-1]:g} requests/s is more than {BEYOND:g} times what {name} serves, {most:.3g}"
         fix = f"choose rates of up to {HIGHEST * most:.2g}, or auto"
@@ -172,14 +175,14 @@ def result_of(
     with said(asked, "finding what each contender serves at most"):
         servers = tuple(
             LoadServer(
-                one.name,
-                one.role,
-                one.text,
-                one.certificate,
-                setting.capacity(one, prices[one.name]),
-                1.0 - one.rungs[-1].loss,
+                contender.name,
+                contender.role,
+                contender.text,
+                contender.certificate,
+                setting.capacity(contender, prices[contender.name]),
+                1.0 - contender.rungs[-1].loss,
             )
-            for one in contenders
+            for contender in contenders
         )
     capacities = {server.name: server.capacity.value for server in servers}
     most = max(capacities.values())
@@ -188,11 +191,12 @@ def result_of(
     with said(asked, f"serving at {len(rates)} rates"):
         for rate in rates:
             served = {
-                one.name: [
-                    setting.serve(one, prices[one.name], setting.demand(rate, seed)) for seed in setting.seeds
+                contender.name: [
+                    setting.serve(contender, prices[contender.name], setting.demand(rate, seed))
+                    for seed in setting.seeds
                 ]
-                for one in contenders
-                if rate < capacities[one.name]
+                for contender in contenders
+                if rate < capacities[contender.name]
             }
             points += points_at(rate, contenders, served, setting)
     own = bool(trace.generated.all())
@@ -202,7 +206,10 @@ def result_of(
         machine=machine,
         padded=setting.limits.padded,
         asked={name: getattr(asked, name) for name in ASKED}
-        | {"policies": list(map(str, asked.policies)), "ladder": asked.steps and str(asked.steps)},
+        | {
+            "policies": [contender.text for contender in contenders if contender.role == POLICY],
+            "ladder": asked.steps and str(asked.steps),
+        },
         floor=setting.floor,
         servers=servers,
         rates=rates,
@@ -230,22 +237,24 @@ def points_at(
     """
     samples = {name: setting.samples(found) for name, found in served.items()}
     rivals = [
-        one.name
-        for one in contenders
-        if one.without_exits and one.name in samples and 1.0 - one.rungs[0].loss >= (setting.floor or 0.0)
+        contender.name
+        for contender in contenders
+        if contender.without_exits
+        and contender.name in samples
+        and 1.0 - contender.rungs[0].loss >= (setting.floor or 0.0)
     ]
     best = min(rivals, key=lambda name: _mean(samples[name], "p95_e2el"), default=None)
-    for one in contenders:
-        own = samples.get(one.name)
+    for contender in contenders:
+        own = samples.get(contender.name)
         if own is None:
-            yield LoadPoint(one.name, rate, True, None, over=best)
+            yield LoadPoint(contender.name, rate, True, None, over=best)
             continue
-        ratio, benefit = None, _alone(one)
+        ratio, benefit = None, _alone(contender)
         if best is not None:
             columns = ([sample["p95_e2el"] for sample in of] for of in (samples[best], own))
             ratio, benefit = ratio_over_seeds(*columns), _benefit(samples[best], own)
-        shares = rung_shares(one, served[one.name])
-        yield LoadPoint(one.name, rate, False, figures_of(own), ratio, best, benefit, shares)
+        shares = rung_shares(contender, served[contender.name])
+        yield LoadPoint(contender.name, rate, False, figures_of(own), ratio, best, benefit, shares)
 
 
 def _alone(contender: LoadContender) -> Benefit | None:
@@ -267,7 +276,7 @@ def _mean(samples: Samples, name: str) -> float:
 
 def rung_shares(contender: LoadContender, served: Sequence[ServedDemand]) -> tuple[RungShare, ...]:
     """What the requests of each rung lost, of a ladder that was judged; nothing of others."""
-    columns = [(one.rung, one.demand.output, one.lost) for one in served if one.lost is not None]
+    columns = [(run.rung, run.demand.output, run.lost) for run in served if run.lost is not None]
     if len(contender.rungs) == 1 or not columns:
         return ()
     rung, output, lost = (np.concatenate(column) for column in zip(*columns, strict=True))

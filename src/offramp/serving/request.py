@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from offramp.serving.contenders import Ladder
     from offramp.serving.results import LoadResult
     from offramp.tracing.trace import Trace
+    from offramp.tuning.tuned import Tuned
 
 AUTO_RATES = "auto"
 Rule = Literal["gain", "lockstep"]
@@ -45,7 +46,7 @@ class Load(Executing, Placed, Request):
         kw_only=False
     )
     """A folder that offramp trace or offramp run wrote; with --execute also a model, traced first."""
-    policy: Annotated[str | Sequence[str | ExitPolicy], flags("--policy", "-p")] = ()
+    policy: Annotated[str | Sequence[str | ExitPolicy | Tuned], flags("--policy", "-p")] = ()
     """static:exit=20, threshold:... or a policy.json; may be given several times."""
     ladder: str | Ladder | None = None
     """Policies by how many requests wait or are served when one is admitted: 0:never,8:policy.json."""
@@ -97,16 +98,9 @@ class Load(Executing, Placed, Request):
 
     def settle(self) -> dict[str, Any]:
         """Rates as numbers, policies as a tuple."""
-        from offramp.serving.arrivals import check_rates, number_in
+        from offramp.serving.arrivals import read_rates
 
-        rates: Any = self.rates
-        if rates != AUTO_RATES:
-            words = rates.split(",") if isinstance(rates, str) else rates
-            rates = tuple(number_in(str(word)) for word in words)
-            if not rates or None in rates:
-                fix = "write 0.5,1,2,4 or auto"
-                raise InputError(f"rates cannot be {self.rates!r}", where="--rates", fix=fix)
-            check_rates(rates)
+        rates: Any = self.rates if self.rates == AUTO_RATES else read_rates(self.rates)
         several = isinstance(self.policy, Sequence) and not isinstance(self.policy, str)
         own: Any = self.policy if several else (self.policy,) if self.policy else ()
         return {**super().settle(), "rates": rates, "policy": tuple(own)}
@@ -122,7 +116,7 @@ class Load(Executing, Placed, Request):
             _check_policy(policy)
 
     @property
-    def policies(self) -> tuple[str | ExitPolicy, ...]:
+    def policies(self) -> tuple[str | ExitPolicy | Tuned, ...]:
         """As they were given."""
         return tuple(self.policy)
 
@@ -143,16 +137,16 @@ class Load(Executing, Placed, Request):
     @cached_property
     def how_long(self) -> RequestLengths:
         """`lengths`, read. Raises InputError."""
-        from offramp.serving.arrivals import read_lengths
+        from offramp.serving.arrivals import RequestLengths
 
-        return read_lengths(self.lengths)
+        return RequestLengths.read(self.lengths)
 
     @cached_property
     def objectives(self) -> Mapping[str, float]:
-        """`slo`, read. Raises InputError."""
-        from offramp.serving.arrivals import read_objectives
+        """Seconds that `slo` promises, by name. Raises InputError."""
+        from offramp.serving.arrivals import Objectives
 
-        return read_objectives(self.slo) if self.slo else {}
+        return Objectives.read(self.slo).promised if self.slo is not None else {}
 
     def carry_out(self) -> LoadResult:
         """Predict, and serve if that was asked for.
@@ -174,9 +168,9 @@ class Load(Executing, Placed, Request):
         return result
 
 
-def _check_policy(policy: str | ExitPolicy) -> None:
+def _check_policy(policy: str | ExitPolicy | Tuned) -> None:
     """Refuse one that rows which join and leave cannot have. Raises PolicyError."""
-    from offramp.serving.contenders import require_admitted
+    from offramp.serving.contenders import policy_of, require_admitted
     from offramp.tuning.predict import named_policy
     from offramp.tuning.tuned import Tuned
 
@@ -184,7 +178,7 @@ def _check_policy(policy: str | ExitPolicy) -> None:
     if isinstance(named, Tuned) and named.kv != "propagate" and not named.plain:
         what = f"the policy was tuned with K and V by {named.kv}, which rows of a server cannot do"
         raise PolicyError(what, where=str(policy), fix="tune it with --kv propagate")
-    require_admitted(named.policy if isinstance(named, Tuned) else named)
+    require_admitted(policy_of(named))
 
 
 load = as_call(Load)

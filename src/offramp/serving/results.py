@@ -12,10 +12,16 @@ from annotated_types import MinLen
 
 from offramp.kit.sealed_file import SealedFile
 from offramp.scoring.estimate import Estimate
-from offramp.serving.figures import Figures
 
 Benefit = Literal["latency", "capacity"]
 """What exits gain at a load: time while a request is served, or time that it would have waited."""
+
+
+Figures = Mapping[str, Estimate[float]]
+"""By name, in seconds, and requests or tokens per second: request_throughput, output_throughput,
+request_goodput (of requests that keep all objectives, where there are any), mean_ttft, p50_ttft, p95_ttft,
+p99_ttft, likewise of tpot, itl and e2el; rows (that decode side by side in a step), layers (of a token),
+agreement (share of the tokens that are the full model's, as replayed)."""
 
 
 @dataclass(frozen=True)

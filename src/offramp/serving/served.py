@@ -21,10 +21,9 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
 from offramp.models.model import Model
 from offramp.policies.binding import require_heads
-from offramp.policies.grammar import parse_policy
 from offramp.serving.arrivals import Demand
 from offramp.serving.batching import BatchedRequests, require_batching
-from offramp.serving.contenders import PLAIN, LoadContender, contenders_of
+from offramp.serving.contenders import PLAIN, LoadContender, contenders_of, policy_of
 from offramp.serving.figures import ratio_over_seeds
 from offramp.serving.loop import ServedLoop, StepLog
 from offramp.serving.predict import (
@@ -212,11 +211,14 @@ def served_answer(asked: Load) -> LoadResult:
     require_batching(engine.hf, lambda: _differing(place, contenders[0]))
     with said(asked, "profiling served steps"):
         fitted = profiled(place, contenders)
-    prices = {one.name: fitted[one.name].step_prices(one, asked.rows, setting.longest) for one in contenders}
+    prices = {
+        contender.name: fitted[contender.name].step_prices(contender, asked.rows, setting.longest)
+        for contender in contenders
+    }
     with said(asked, "serving in turns"):
         execution = _executed(place, contenders, prices, clock)
     scaled = {name: of.scaled(execution.drift) for name, of in prices.items()}
-    worst = max(one.error for one in fitted.values())
+    worst = max(steps.error for steps in fitted.values())
     notes = (
         f"Prices are fitted to steps that were served before, at a median error of {100 * worst:.1f} % at "
         f"most, and scaled by {execution.drift:.3f}, what plain steps took over them.",
@@ -240,10 +242,7 @@ def _model_and_trace(asked: Load, heads: ExitHeads | None) -> tuple[Model, Trace
         return model, trace
     model = subject if isinstance(subject, Model) else asked.find(str(subject)).load()
     rungs = asked.steps.rungs if asked.steps else ()
-    policies = [
-        parse_policy(policy) if isinstance(policy, str) else policy
-        for policy in (*asked.policies, *(own for _, own in rungs))
-    ]
+    policies = [policy_of(policy) for policy in (*asked.policies, *(own for _, own in rungs))]
     needs = [policy.needs(len(model.stack)) for policy in policies]
     read = {fact for need in needs for facts in need.values() for fact in facts}
     read |= {"restricted_top1" for policy in policies if policy.short_list}
@@ -276,20 +275,23 @@ def profiled(place: ServingPlace, contenders: Sequence[LoadContender]) -> dict[s
 
     Served in turns: twice from full rows down to one, and once with one request at a time.
     """
-    logs: dict[str, list[StepLog]] = {one.name: [] for one in contenders}
-    seconds: dict[str, list[float]] = {one.name: [] for one in contenders}
+    logs: dict[str, list[StepLog]] = {contender.name: [] for contender in contenders}
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     full = max(2 * place.setting.limits.rows, 12)
     for seed, count in enumerate((full, 8, full), start=PROFILED):
         demand = place.first(place.some_demand(seed), count)
         if count < full:
             demand = replace(demand, arrival=1e6 * np.arange(count, dtype=np.float64))
-        loops = {one.name: ServedLoop(place.engine, one, place.heads) for one in contenders}
+        loops = {contender.name: ServedLoop(place.engine, contender, place.heads) for contender in contenders}
         servers = place.serve(demand, loops, seed)
         for name, server in servers.items():
             assert server.loop is not None
             logs[name] += server.loop.log
             seconds[name] += server.seconds
-    return {one.name: FittedSteps.of(logs[one.name], seconds[one.name], one.layers) for one in contenders}
+    return {
+        contender.name: FittedSteps.of(logs[contender.name], seconds[contender.name], contender.layers)
+        for contender in contenders
+    }
 
 
 def _executed(
@@ -299,18 +301,20 @@ def _executed(
     clock: str,
 ) -> LoadExecution:
     setting, plain, load = place.setting, contenders[0], MachineLoad()
-    capacities = {one.name: setting.capacity(one, prices[one.name]).value for one in contenders}
+    capacities = {
+        contender.name: setting.capacity(contender, prices[contender.name]).value for contender in contenders
+    }
     rates = rates_for(setting.asked, capacities, [load * capacities[plain.name] for load in LOADS])
     points: list[LoadPoint] = []
     cells: dict[float, list[dict[str, LoadServed]]] = {}
     for rate in rates:
         for seed in setting.seeds:
             loops: dict[str, ServedLoop | None] = {
-                one.name: place.loop(one, prices[one.name]) for one in contenders
+                contender.name: place.loop(contender, prices[contender.name]) for contender in contenders
             }
             loops[AGAIN] = place.loop(plain)
             cells.setdefault(rate, []).append(place.serve(setting.demand(rate, seed), loops, seed))
-        names = [one.name for one in contenders if rate < capacities[one.name]]
+        names = [contender.name for contender in contenders if rate < capacities[contender.name]]
         served = {name: [cell[name].served for cell in cells[rate]] for name in names}
         points += points_at(rate, contenders, served, setting)
     every = [cell for row in cells.values() for cell in row]
@@ -359,11 +363,11 @@ def _compared(
     """
     plain: dict[str, float] = {}
     drift = drift_of(contenders[0].name, prices[contenders[0].name], cells)
-    for one in contenders:
-        scaled = prices[one.name].scaled(drift)
-        servers = [cell[one.name] for cell in cells]
+    for contender in contenders:
+        scaled = prices[contender.name].scaled(drift)
+        servers = [cell[contender.name] for cell in cells]
         sides = {
-            "predicted": [setting.serve(one, scaled, server.demand) for server in servers],
+            "predicted": [setting.serve(contender, scaled, server.demand) for server in servers],
             "served": [server.served for server in servers],
         }
         samples = {side: setting.samples(runs) for side, runs in sides.items()}
@@ -371,10 +375,10 @@ def _compared(
             if figure not in samples["served"][0]:  # no request has a second token
                 continue
             means = {side: float(np.mean([run[figure] for run in runs])) for side, runs in samples.items()}
-            yield ServedAside(one.name, rate, figure, **means)
-            if figure == "mean_e2el" and one is not contenders[0]:
+            yield ServedAside(contender.name, rate, figure, **means)
+            if figure == "mean_e2el" and contender is not contenders[0]:
                 saved = {side: 1.0 - seconds / plain[side] for side, seconds in means.items()}
-                yield ServedAside(one.name, rate, CHANGE, **saved)
+                yield ServedAside(contender.name, rate, CHANGE, **saved)
             elif figure == "mean_e2el":
                 plain = means
 
@@ -390,7 +394,8 @@ def own_ratios(place: ServingPlace, plain: LoadContender) -> dict[str, float]:
         demand = replace(demand, output=np.full(len(demand), TRIED_TOKENS))
         servers = place.serve(demand, {PLAIN: place.loop(plain), "own": None}, rows)
         ours, own = (
-            one.now - max(times[0] for times in one.times) for one in (servers[PLAIN], servers["own"])
+            server.now - max(times[0] for times in server.times)
+            for server in (servers[PLAIN], servers["own"])
         )
         found[str(rows)] = ours / own
     return found

@@ -44,7 +44,7 @@ def counted(log: StepLog, depth: int) -> Seconds:
     gone = rows - going
     final = int((exits == depth).sum())
     longest = max(log.contexts, default=0)
-    tokens = np.array([(one, past) for one, past in log.prompts], dtype=np.float64).reshape(-1, 2)
+    tokens = np.array([(count, past) for count, past in log.prompts], dtype=np.float64).reshape(-1, 2)
     parts = (
         *(float(going.sum()) * longest, (gone > 0).sum(), gone.sum(), final > 0, final),
         *(sum(map(bool, log.asked)), sum(log.asked), rows > 0, rows),

@@ -203,8 +203,8 @@ class _Server:
         if self._has_room() and self.next < len(self.demand):
             arrives = float(self.demand.arrival[self.next])
             if most > 8:  # what comes after is thrown away
-                one = float(self._decoded(self.rows, 1)[0][0])
-                most = min(most, max(1, math.ceil(2.0 * (arrives - self.now) / one)))
+                step = float(self._decoded(self.rows, 1)[0][0])
+                most = min(most, max(1, math.ceil(2.0 * (arrives - self.now) / step)))
         seconds, exits = self._decoded(self.rows, most)
         count = min(most, int(np.searchsorted(self.now + np.cumsum(seconds), arrives)) + 1)
         self._keep(self.rows, seconds[:count], exits[:, :count])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.costs.machine_registry import machine_facts
-from offramp.defaults import DELTA, LOCAL, PROFILE_SECONDS
+from offramp.defaults import BYTES, DELTA, LOCAL, PROFILE_SECONDS
 from offramp.errors import InputError, OfframpError
 from offramp.files import sha256_of_file
 from offramp.kit.given_file import Location
@@ -32,6 +32,7 @@ from offramp.studies.study_tables import (
     NONE,
     TUNED,
     HeadsEntry,
+    LoadEntry,
     MachineEntry,
     PolicyEntry,
     TrainingEntry,
@@ -163,13 +164,13 @@ class _Row:
         reader = () if self.reader.name == NONE else (self.reader.name,)
         return " · ".join((self.variant.name, self.workload.entry.name, *reader))
 
-    def cell(self, kind: str, *, policy: str = "", machine: str = "") -> StudyCell:
+    def cell(self, kind: str, *, policy: str = "", machine: str = "", load: str = "") -> StudyCell:
         """A cell of it, whose task is not known yet."""
         reader = "" if self.reader.name == NONE else self.reader.name
         heads, training = ("", reader) if self.trained else (reader, "")
         model, transform = self.variant.model.entry.name, self.variant.transform.label
         return StudyCell(
-            kind, "", model, transform, self.workload.entry.name, heads, policy, machine, training
+            kind, "", model, transform, self.workload.entry.name, heads, policy, machine, training, load
         )
 
 
@@ -266,6 +267,9 @@ class Expansion:
             for machine in self.study.machines:
                 kind = kinds.get(policy.policy, "replay")
                 yield row.cell(kind, policy=policy.name, machine=machine.name)
+        timed = [machine for machine in self.study.machines if machine.source != BYTES]
+        for load, machine in itertools.product(self.study.loads, timed):
+            yield row.cell("load", machine=machine.name, load=load.name)
         if self.study.decode is not None:
             yield row.cell(
                 "decode", machine=LOCAL if self.decoded_on.source != LOCAL else self.decoded_on.name
@@ -281,6 +285,8 @@ class Expansion:
     def task_of(self, cell: StudyCell, row: _Row, trace: Task, heads: Task | None, raw: Task | None) -> Task:
         """The task of a cell of a row; what it needs is added before it. raw: as of `raw_trace`."""
         variant, workload, roles = row.variant, row.workload, works()[cell.kind].roles()
+        if self.tuner in roles:  # whose answers settle the league's verdicts
+            roles = (*roles, "league")
         machine = next(
             (entry for entry in self.study.machines if entry.name == cell.machine), self.decoded_on
         )
@@ -292,11 +298,13 @@ class Expansion:
             if role in roles and role in ("score", "league", self.tuner):
                 made = self.of_row(role, variant, workload, needs, machine)
                 needs[role] = self.add(made, f"{role} {row.name}")
-        policy = None
+        asked: PolicyEntry | LoadEntry | None = None
         if cell.kind == "replay":
-            policy = next(entry for entry in self.study.policies if entry.name == cell.policy)
-            self.fitness.check_policy(variant, policy, workload, row.reader)
-        return self.of_row(cell.kind, variant, workload, needs, machine, policy)
+            asked = next(entry for entry in self.study.policies if entry.name == cell.policy)
+            self.fitness.check_policy(variant, asked, workload, row.reader)
+        elif cell.kind == "load":
+            asked = next(entry for entry in self.study.loads if entry.name == cell.load)
+        return self.of_row(cell.kind, variant, workload, needs, machine, asked)
 
     @property
     def tuner(self) -> str | None:
@@ -420,21 +428,25 @@ class Expansion:
         workload: FoundWorkload,
         needs: Mapping[str, Task | None],
         on: MachineEntry,
-        policy: PolicyEntry | None = None,
+        asked: PolicyEntry | LoadEntry | None = None,
     ) -> Task:
         """What there is to know about a trace.
 
-        needs: what it may need, by role. on: the machine that it is priced on, if it is. policy: of a replay.
+        needs: what it may need, by role. on: the machine that it is priced on, if it is. asked: of a replay
+        its policy, of a load its entry.
         Raises InputError for settings that work of a plug-in lacks or does not take.
         """
         certify, decode = self.study.certify, self.study.decode
         index = next((at for at, entry in enumerate(self.study.works) if entry.name == kind), None)
         work, values = works()[kind], dict[str, Any]()
         made_of: list[Any] = []
-        if policy is not None:
-            parsed = parse_policy(policy.policy)
+        if isinstance(asked, PolicyEntry):
+            parsed = parse_policy(asked.policy)
             made_of.append(parsed)
-            values = {"policy": str(parsed), "kv": policy.kv, "batch": policy.batch}
+            values = {"policy": str(parsed), "kv": asked.kv, "batch": asked.batch}
+        elif isinstance(asked, LoadEntry):
+            made_of += [parse_policy(text) for text in asked.policies if text != TUNED]
+            values = asked.model_dump(include={"policies", "options"})
         elif kind == CertifyWork.kind and certify is not None:
             values = {**certify.model_dump(), "delta": self.shared_delta}
         elif kind == DecodeWork.kind and decode is not None:

@@ -27,6 +27,7 @@ from offramp.studies.study_tables import (
     Exclude,
     HeadsEntry,
     Large,
+    LoadEntry,
     MachineEntry,
     ModelEntry,
     PolicyEntry,
@@ -69,6 +70,7 @@ class Study(TomlTable):
     machines: tuple[MachineEntry, ...] = Field(
         default=(MachineEntry(name=LOCAL, source=LOCAL),), min_length=1
     )
+    loads: tuple[LoadEntry, ...] = ()
     exclude: tuple[Exclude, ...] = ()
     certify: Certify | None = None
     decode: Decode | None = None

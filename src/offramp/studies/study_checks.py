@@ -38,6 +38,7 @@ from offramp.studies.study_tables import (
 )
 from offramp.studies.task import AXES
 from offramp.studies.work.inputs import measured_on
+from offramp.studies.work.load import ASKED, load_of
 from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of, works
 from offramp.timing.accelerations import DECODERS, OF_THE_POLICY, read_beside
 from offramp.tracing.asked import names_layers
@@ -45,7 +46,7 @@ from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.request import parse_signals
 from offramp.workloads.registry import describe_workloads, is_given, sizes_of, split_continued
 
-CELLS = ("score", "replay", "league", "tune", "certify", "decode", "combine")
+CELLS = ("score", "replay", "league", "tune", "certify", "load", "decode", "combine")
 """Kinds of the cells that tables of the file ask for."""
 
 
@@ -298,6 +299,31 @@ def check_combine(study: Study) -> None:
             )
 
 
+def check_loads(study: Study) -> None:
+    """Refuse options that `offramp load` has not, policies that serve nobody, machines without times."""
+    for index, entry in enumerate(study.loads):
+        for policy in entry.policies:
+            if policy != TUNED:
+                check_policy_text(study, policy, ("loads", index, "policies"))
+            elif not any(known.policy == TUNED for known in study.policies):
+                raise InputError(
+                    "a load asks about the tuner's answers, which are not among the policies",
+                    where=study.where("loads", index, "policies"),
+                    fix='add "tuned" to policies, or name others',
+                )
+        for name in entry.options:
+            if name not in ASKED:
+                where = study.where("loads", index, "options", name)
+                raise InputError(f"a load has no {name!r}", where=where, fix=did_you_mean(name, ASKED))
+        with placed(study, "loads", index, "options"):
+            load_of(
+                "a trace", entry.options, policy=[text for text in entry.policies if text != TUNED] or "never"
+            )
+    if study.loads and all(entry.source == BYTES for entry in study.machines):
+        what, fix = "bytes moved say nothing of a load", "name a machine that has times"
+        raise InputError(what, where=study.where("machines"), fix=fix)
+
+
 def check_large(study: Study) -> None:
     """Refuse an amount of memory that is none, or that says nothing."""
     if study.large is None or study.large.memory is None:
@@ -545,6 +571,7 @@ CHECKS: tuple[Callable[[Study], None], ...] = (
     check_combine,
     check_pruning,
     check_certify,
+    check_loads,
     check_decoding,
     check_works,
     check_excludes,

@@ -245,6 +245,15 @@ class MachineEntry(AxisEntry):
     bytes where nothing can be timed."""
 
 
+class LoadEntry(AxisEntry):
+    """Requests under which policies are asked about."""
+
+    policies: tuple[Text, ...] = Field(default=(TUNED,), min_length=1)
+    """Texts, or "tuned" for the tuner's answers."""
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    """Of `offramp load`, by their names: rates, arrivals, lengths, rows, ..."""
+
+
 class WorkEntry(AxisEntry):
     """Work of a kind that a plug-in brings, done on every row; its name is that of the kind."""
 

@@ -26,6 +26,7 @@ AXES = {
     "training": "trainings",
     "policy": "policies",
     "machine": "machines",
+    "load": "loads",
 }
 """Tables of a study's file by what a cell calls the entry that it has of each."""
 
@@ -86,6 +87,7 @@ class StudyCell:
     policy: str = ""
     machine: str = ""
     training: str = ""
+    load: str = ""
 
     @property
     def reader(self) -> str:
@@ -96,7 +98,7 @@ class StudyCell:
     def name(self) -> str:
         """The names joined, as shown: "smollm2 + int8 · prose · league · h100"."""
         model = f"{self.model} + {self.transform}" if self.transform else self.model
-        words = (model, self.workload, self.reader, self.policy or self.kind, self.machine)
+        words = (model, self.workload, self.reader, self.policy or self.kind, self.load, self.machine)
         return " · ".join(word for word in words if word)
 
 

@@ -25,6 +25,7 @@ from offramp.report.formats import (
     times,
 )
 from offramp.report.html import fragment
+from offramp.report.names import PLACE
 from offramp.report.plots import WIDE, Axis, Box, Curve, Plot, PlotSeries, ReferenceLine
 from offramp.report.table import Cell, Column, Table
 from offramp.scoring.estimate import Estimate
@@ -37,6 +38,7 @@ from offramp.serving.results import (
     ServedAside,
     rate_text,
 )
+from offramp.studies.comparison.results import Comparison, UnderLoad
 
 MARGIN = 0.05
 """Of the logarithm of rates, beyond the first and the last."""
@@ -97,6 +99,11 @@ def write_load_page(result: LoadResult, path: Path) -> Path:
     """Write it in one step and return its path. Raises OfframpError if the disk is full."""
     write_text_atomically(path, load_page(result))
     return path
+
+
+def at_most(capacity: float) -> str:
+    """Requests per second that are served at most."""
+    return f"{capacity:.3g} requests/s"
 
 
 def _ordered(result: LoadResult) -> list[LoadPoint]:
@@ -181,7 +188,10 @@ def latency_figure(result: LoadResult) -> Markup:
 
 def ratio_figure(result: LoadResult) -> Markup:
     """How many times as long the best without exits takes, rates at which the best contender pays shaded."""
-    best, asked = result.best, [place for place, one in enumerate(result.servers) if one in result.with_exits]
+    best, asked = (
+        result.best,
+        [place for place, server in enumerate(result.servers) if server in result.with_exits],
+    )
     series = []
     for place in asked:
         name = result.servers[place].name
@@ -210,11 +220,34 @@ def ratio_figure(result: LoadResult) -> Markup:
     return drawn(plot, data, legend=legend(keys))
 
 
+UNDER_LOAD: Table[UnderLoad] = Table(
+    (
+        *(column.over(lambda load: load.place) for column in PLACE),
+        Column("Load", lambda load: load.load, data=str),
+        Column("Exits", lambda load: load.answer, key="answer", data=str, prose=True),
+        Column("Policy", lambda load: load.policy, key="policy", data=str, prose=True),
+        Column("It serves at most", lambda load: load.capacity, at_most, key="capacity", data=Estimate),
+        Column(
+            "Without exits", lambda load: load.plain_capacity, at_most, key="plain_capacity", data=Estimate
+        ),
+    ),
+    caption="At which requests per second exits pay, predicted",
+    name="loads",
+)
+
+
+def loads_section(comparison: Comparison) -> Markup:
+    """What policies come to under the loads of a study; nothing where it has none."""
+    return (
+        fragment("comparison", "loads", UNDER_LOAD.html(comparison.loads)) if comparison.loads else Markup()
+    )
+
+
 SERVERS: Table[LoadServer] = Table(
     (
         Column("Contender", lambda server: Cell(server.name, code=server.policy)),
         Column("Certificate", lambda server: server.certificate, prose=True),
-        Column("Serves at most", lambda server: server.capacity, lambda value: f"{value:.3g} requests/s"),
+        Column("Serves at most", lambda server: server.capacity, at_most),
         Column("Tokens kept", lambda server: server.agreement, percent, kind="replayed"),
     ),
     caption="Who serves",

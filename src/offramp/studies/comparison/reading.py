@@ -58,6 +58,7 @@ def read_comparison(folders: Sequence[str | Path], *, mixed: bool = False) -> Co
             trained=tuple(trained_savings(rows, strategies)),
             validity=validity_of(rows),
             combined=tuple(combined for content in contents for combined in content.combined),
+            loads=tuple(load for content in contents for load in content.loads),
             failures=failures,
             notes=(
                 *unequal,

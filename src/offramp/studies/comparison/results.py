@@ -200,6 +200,25 @@ class ScoreValidity:
 
 
 @dataclass(frozen=True)
+class UnderLoad:
+    """What policies come to in a place under a load of the study."""
+
+    INLINE: ClassVar[tuple[str, ...]] = ("place",)
+
+    place: Place
+    load: str
+    """As the study calls it."""
+    answer: str
+    """At which requests per second the best of them pays, in words."""
+    policy: str
+    """Of the best, "" where none exits."""
+    capacity: Estimate
+    """Requests per second that it serves at most."""
+    plain_capacity: Estimate
+    """The same of the best without exits."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Everything that is compared: of one folder, or of several put together."""
 
@@ -211,6 +230,7 @@ class Comparison:
     validity: tuple[ScoreValidity, ...] = ()
     combined: tuple[CombineResult, ...] = ()
     """Accelerations together."""
+    loads: tuple[UnderLoad, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
     """Cells that failed or were not run, by name, with the reason."""
     notes: tuple[str, ...] = ()

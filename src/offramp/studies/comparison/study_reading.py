@@ -14,6 +14,7 @@ from offramp.files import canonical_json, sha256_of_text
 from offramp.policies.figures import PLAIN_DECODING, PolicyFigures, shared_fields
 from offramp.policies.replay import ReplayIntervals
 from offramp.scoring.estimate import Estimate
+from offramp.serving.results import LoadResult
 from offramp.studies.comparison.equality import DESCRIPTION, SETTINGS
 from offramp.studies.comparison.results import (
     Comparison,
@@ -22,6 +23,7 @@ from offramp.studies.comparison.results import (
     Place,
     Row,
     StrategyResult,
+    UnderLoad,
 )
 from offramp.studies.folder import Condition, StudyFolder
 from offramp.studies.study import StudyPlan
@@ -30,6 +32,7 @@ from offramp.studies.task import TRACE, StudyCell, Task
 from offramp.studies.work.decode import DecodedChoice, DecodedPolicies, DecodingResult, NothingDecoded
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.league import Ranking
+from offramp.studies.work.load import LoadWork
 from offramp.studies.work.replay import Replayed
 from offramp.studies.work.score import ScoredTrace
 from offramp.studies.work.work import works
@@ -124,6 +127,21 @@ def tuned_strategies(row: Row, finished: Finished) -> Iterator[StrategyResult]:
             basis="predicted",
             seconds_per_token=tuned.seconds_per_token.value,
         )
+
+
+def under_load(row: Row, finished: Finished) -> UnderLoad:
+    """What policies come to under one load."""
+    result: LoadResult = finished.result
+    without = [server for server in result.servers if server not in result.with_exits]
+    plain = max((server.capacity for server in without), key=lambda capacity: capacity.value)
+    return UnderLoad(
+        place=finished.on(row),
+        load=finished.cell.load,
+        answer=result.answer,
+        policy=result.best.policy if result.best else "",
+        capacity=result.best.capacity if result.best else plain,
+        plain_capacity=plain,
+    )
 
 
 def replayed_strategies(row: Row, finished: Finished) -> Iterator[StrategyResult]:
@@ -357,12 +375,14 @@ class StudyReader:
                 by_axes.setdefault(axes, []).append(self.finished(cell))
         rows: list[Row] = []
         strategies: list[StrategyResult] = []
+        loads: list[UnderLoad] = []
         for cells in by_axes.values():
             for score in cells:
                 if score.cell.kind == "score":
                     row = self.row(score, cells)
                     rows.append(row)
                     strategies += strategies_of(row, cells, self.settings.floors)
+                    loads += [under_load(row, cell) for cell in cells if cell.cell.kind == LoadWork.kind]
         title = self.settings.title or self.settings.name
         return Comparison(
             title=f"{title} ({self.folder.path.name})" if self.plan.is_run else title,
@@ -370,6 +390,7 @@ class StudyReader:
             rows=tuple(rows),
             strategies=tuple(strategies),
             combined=(*(self.combined(cell) for cell in self.done if cell.kind == APART), *self.added()),
+            loads=tuple(loads),
             failures=self.failures(),
             notes=(*self.undecoded(), *([UNTOLD.format(title)] if self.plan.is_run else ())),
             provenance=self.provenance(),
@@ -550,7 +571,8 @@ def answers_of(finished: Finished) -> Iterator[Tuned]:
 def verdicts_of(cells: Sequence[Finished]) -> dict[FloorOn, Verdict]:
     """What the cells of a row decide where something was tuned; decoding has the last evidence."""
     tuned = [cell for cell in cells if cell.cell.kind in ("tune", "certify")]
-    timed = [cell for cell in cells if {"tune", "certify"} & {*cell.task.needs}]
+    decoded = [cell for cell in cells if cell.cell.kind == "decode"]
+    timed = [cell for cell in decoded if {"tune", "certify"} & {*cell.task.needs}]
     return {
         (agreement_floor(verdict.floor), cell.machine): verdict
         for cell in (*tuned, *timed)

@@ -13,7 +13,7 @@ from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
 from offramp.policies.policy import ExitPolicy
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, require_this_machine, trace_of
 from offramp.studies.work.league import LeagueWork, Ranking, fastest_exiting
-from offramp.studies.work.tune import TuneWork
+from offramp.studies.work.tune import AnsweredWork
 from offramp.studies.work.work import Needed, WorkContext
 from offramp.timing.results import BenchResult, Forecast
 from offramp.tuning.splits import split_documents
@@ -266,19 +266,17 @@ DecodingResult = DecodedPolicies | NothingDecoded
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeWork(TurnsWork[DecodingResult]):
+class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
     """Decodes policies: those of the verdicts where these were certified, else of the best of the ranking.
 
-    certify, tune: the tuner's answers, which the measurement settles with the ranking's verdicts. best,
-    floor, beside: as of a study's table [decode].
+    The measurement settles the ranking's verdicts with the tuner's answers. best, floor, beside: as of a
+    study's table [decode].
     """
 
     kind = "decode"
 
     trace: Needed
     league: Needed
-    certify: Needed | None = None
-    tune: Needed | None = None
     profile: Needed | None = None
     """Timings of this machine to predict with, None where verdicts are of another one."""
     heads: Needed | None = None
@@ -317,14 +315,6 @@ class DecodeWork(TurnsWork[DecodingResult]):
         strategies = {choice.kv for choice in choices}
         notes = tuple(f"{kv} is left out: {why}" for kv, why in refused.items() if kv in strategies)
         return self._measured(context, model, machine, fitting, notes)
-
-    def answers(self, context: WorkContext) -> tuple[Tuned, ...]:
-        """The tuner's, none where it was not asked."""
-        from offramp.studies.work.certify import CertifyWork
-
-        if self.certify is not None:
-            return context.result(CertifyWork, self.certify).tuned
-        return () if self.tune is None else context.result(TuneWork, self.tune).tuned
 
     def choices(self, ranking: Ranking, answers: Sequence[Tuned]) -> Sequence[DecodingChoice]:
         """What is to be decoded."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from offramp.defaults import DELTA, FLOORS, SEED
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.league import LeagueWork
-from offramp.studies.work.work import Needed, WorkContext
+from offramp.studies.work.work import Needed, Result, Work, WorkContext
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Verdict
 
@@ -62,6 +62,22 @@ class TuningWork(PricedWork[TunedAnswers]):
             write_tuned(context.folder / tuned_file_name(tuned.floor.value), tuned)
         replayed = context.result(LeagueWork, self.league).verdicts
         return replace(answers, verdicts=settle_all(replayed, answers.tuned))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredWork(Work[Result]):
+    """Work on the tuner's answers, where it was asked."""
+
+    certify: Needed | None = None
+    tune: Needed | None = None
+
+    def answers(self, context: WorkContext) -> tuple[Tuned, ...]:
+        """Those that were executed, else those of a replay; none where the tuner was not asked."""
+        from offramp.studies.work.certify import CertifyWork
+
+        if self.certify is not None:
+            return context.result(CertifyWork, self.certify).tuned
+        return () if self.tune is None else context.result(TuneWork, self.tune).tuned
 
 
 @dataclass(frozen=True, kw_only=True)
