@@ -197,8 +197,11 @@ class ServingPlace:
         return Demand(*(getattr(demand, name)[:count] for name in ("arrival", "prompt", "output", "text")))
 
 
-def served_answer(asked: Load) -> LoadResult:
-    """Serve what was asked for, and hold the prediction against it."""
+def opened_place(asked: Load) -> tuple[ServingPlace, tuple[LoadContender, ...], Trace]:
+    """Where what was asked for is served, who serves, and the trace that says where their tokens leave.
+
+    Raises ModelError for a model, or a transformers, that cannot do it.
+    """
     heads = None if asked.heads is None else read_heads(asked.heads)
     model, trace = _model_and_trace(asked, heads)
     contenders = contenders_of(trace, asked.policies, asked.steps)
@@ -206,9 +209,16 @@ def served_answer(asked: Load) -> LoadResult:
     engine = engine_of(model)
     if engine.recurrent:
         raise _recurrent(model.name)
-    clock, read = clock_of(engine.stack.device)
-    place = ServingPlace(setting, model, engine, traced_sequences(model, trace), heads, read)
+    _, clock = clock_of(engine.stack.device)
+    place = ServingPlace(setting, model, engine, traced_sequences(model, trace), heads, clock)
     require_batching(engine.hf, lambda: _differing(place, contenders[0]))
+    return place, contenders, trace
+
+
+def served_answer(asked: Load) -> LoadResult:
+    """Serve what was asked for, and hold the prediction against it."""
+    place, contenders, trace = opened_place(asked)
+    setting, (clock, _) = place.setting, clock_of(place.engine.stack.device)
     with said(asked, "profiling served steps"):
         fitted = profiled(place, contenders)
     prices = {

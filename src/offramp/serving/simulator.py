@@ -75,7 +75,9 @@ def run_steps(
     left = np.full(steps, rows)
     for place in range(len(prices.stops) + 1):
         gone = rows - left
-        seconds += at.of(prices.layers[place], left) + at.of(prices.repair[place], gone)
+        seconds += at.of(prices.layers[place], left)
+        if place:  # nobody has left before the first stop
+            seconds += at.of(prices.repair[place], gone)
         if place == len(prices.stops):
             break
         own_stop, before = asks[place][:, None], free
@@ -85,6 +87,8 @@ def run_steps(
         seconds += prices.probe[place][asked.sum(0)]
         free = free | (asked & (own <= prices.stops[place]))
         wants = going & free & own_stop
+        if not wants.any():
+            continue
         leaving = wants.sum(0)
         leave = (leaving > 0) & prices.leave(rule, place, left, leaving, gone, at)
         unread = (wants & before).sum(0) if prices.answered[place] else leaving
