@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from slow_server import prices
 
 import offramp
 from offramp.policies.short_names import short_name
-from offramp.report.sections.load import headline, load_page, write_load_page
+from offramp.report.sections.load import headline, load_page, rows_text, write_load_page
 from offramp.scoring.estimate import Estimate
 from offramp.serving.arrivals import Demand
 from offramp.serving.figures import over_seeds, ratio_over_seeds, sample_of
-from offramp.serving.predict import ASKED
+from offramp.serving.predict import ASKED, asks_at
 from offramp.serving.request import Load
 from offramp.serving.results import LoadPoint, LoadResult, LoadServer, paying_intervals, read_load, write_load
 from offramp.serving.simulator import ServedDemand
@@ -69,6 +71,24 @@ def test_saturated_rates_are_labelled_and_never_pay() -> None:
     assert found.paying("policy") == ()
     assert "beyond what it serves" in found.answer_of("policy")
     assert "saturated" in load_page(found)
+
+
+def test_nobody_is_asked_where_a_check_never_pays() -> None:
+    rates = (1.0, 2.0)
+    found = result(tuple(point(rate, 1.0) for rate in rates), rates)
+    plain, policy = found.servers
+    unasked = replace(found, servers=(plain, replace(policy, asks_at=())))
+    why = "does not pay at any load, since a check costs more than leaving saves, and nobody is asked"
+    assert unasked.answer_of("policy") == why
+    assert rows_text(unasked.servers[1].asks_at) == "no rows"
+    assert rows_text((1, 2, 3, 5, 9, 10)) == "1 to 3, 5, 9 to 10 rows"
+    assert rows_text(None) is None
+
+
+def test_who_is_asked_is_read_off_the_prices() -> None:
+    dear = np.where(np.arange(9) > 4, 50.0, 0.1)[None]
+    assert asks_at(prices((2,), probe=dear), "gain") == (1, 2, 3, 4)
+    assert asks_at(prices((2,), probe=dear), "lockstep") == tuple(range(1, 9))
 
 
 def result(points: tuple[LoadPoint, ...], rates: tuple[float, ...]) -> LoadResult:
@@ -142,6 +162,8 @@ def test_prediction_of_a_trace(answered: LoadResult) -> None:
     names = [server.name for server in answered.servers]
     assert names == ["plain", short_name(POLICY), short_name("static:exit=4"), "ladder"]
     assert [server.policy for server in answered.servers][1:3] == [POLICY, "static:exit=4"]
+    assert answered.servers[0].asks_at is None
+    assert answered.servers[2].asks_at == tuple(range(1, 9))  # asking costs a static exit nothing
     assert len(answered.points) == len(names) * len(answered.rates)
     for found in answered.points:
         limit = next(one.capacity.value for one in answered.servers if one.name == found.contender)

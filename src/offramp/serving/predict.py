@@ -23,7 +23,7 @@ from offramp.serving.arrivals import Demand, demand_of
 from offramp.serving.contenders import POLICY, LoadContender, answers_of, contenders_of
 from offramp.serving.figures import figures_of, over_seeds, ratio_over_seeds, sample_of
 from offramp.serving.prices import MachinePrices, StepPrices
-from offramp.serving.request import Load
+from offramp.serving.request import Load, Rule
 from offramp.serving.results import Benefit, LoadExecution, LoadPoint, LoadResult, LoadServer, RungShare
 from offramp.serving.simulator import ServedDemand, ServerLimits, simulate
 from offramp.tracing.manifest import MANIFEST, REQUEST
@@ -181,6 +181,7 @@ def result_of(
                 contender.certificate,
                 setting.capacity(contender, prices[contender.name]),
                 1.0 - contender.rungs[-1].loss,
+                asks_at(prices[contender.name], setting.limits.rule) if contender.stops else None,
             )
             for contender in contenders
         )
@@ -223,6 +224,12 @@ def result_of(
             "tokens": trace.token_count,
         },
     )
+
+
+def asks_at(prices: StepPrices, rule: Rule) -> tuple[int, ...]:
+    """Rows with which a step asks somewhere."""
+    rows = range(1, len(prices.final))
+    return tuple(count for count in rows if rule == "lockstep" or prices.worth_asking[:, count].any())
 
 
 def points_at(

@@ -72,16 +72,20 @@ class LoadPoint:
 
 @dataclass(frozen=True)
 class LoadServer:
-    """One contender: its policy as a text; what of it is certified, in words; requests per second that it
-    serves at most; the share of its tokens that are the full model's, as replayed where nothing holds rows
-    back."""
+    """One contender."""
 
     name: str
     role: str
     policy: str
+    """As a text."""
     certificate: str
+    """What of it is certified, in words."""
     capacity: Estimate[float]
+    """Requests per second that it serves at most."""
     agreement: float
+    """Share of its tokens that are the full model's, as replayed where nothing holds rows back."""
+    asks_at: tuple[int, ...] | None = None
+    """Rows that decode in a step in which some exit is asked; None without exits."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +202,11 @@ class LoadResult:
         intervals = self.paying(contender)
         if not intervals:
             beyond = all(point.saturated for point in self.of(contender))
-            why = "cannot be told: every rate that was tried is beyond what it serves"
-            return why if beyond else "does not pay at any load"
+            if beyond:
+                return "cannot be told: every rate that was tried is beyond what it serves"
+            unasked = any(server.name == contender and server.asks_at == () for server in self.servers)
+            why = ", since a check costs more than leaving saves, and nobody is asked" if unasked else ""
+            return f"does not pay at any load{why}"
         said = " and ".join(map(str, intervals))
         if intervals[0].low is intervals[0].high is None:
             said = f"at every load that was tried, {rate_text(self.rates[0])} to {rate_text(self.rates[-1])}"

@@ -101,6 +101,19 @@ def write_load_page(result: LoadResult, path: Path) -> Path:
     return path
 
 
+def rows_text(rows: Sequence[int] | None) -> str | None:
+    """Numbers of rows as ranges: "1 to 4, 9 to 16 rows"; nothing where there is nobody to ask."""
+    if rows is None:
+        return None
+    found: list[list[int]] = []
+    for count in rows:
+        if found and found[-1][-1] == count - 1:
+            found[-1][1:] = [count]
+        else:
+            found.append([count])
+    return f"{', '.join(' to '.join(map(str, ends)) for ends in found)} rows" if found else "no rows"
+
+
 def at_most(capacity: float) -> str:
     """Requests per second that are served at most."""
     return f"{capacity:.3g} requests/s"
@@ -249,6 +262,7 @@ SERVERS: Table[LoadServer] = Table(
         Column("Certificate", lambda server: server.certificate, prose=True),
         Column("Serves at most", lambda server: server.capacity, at_most),
         Column("Tokens kept", lambda server: server.agreement, percent, kind="replayed"),
+        Column("Asked in steps of", lambda server: rows_text(server.asks_at)),
     ),
     caption="Who serves",
     words=2,
