@@ -19,7 +19,13 @@ from offramp.tuning.verdict import Decision
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "studies").glob("*.toml")])
 # Pages that say what the answers mean, where a figure beside it is a threshold; and of measured credits.
-DEFINITIONS = ("docs/metrics.md", "docs/comparison.md", "docs/results/run.md", "docs/results/README.md")
+DEFINITIONS = (
+    "docs/metrics.md",
+    "docs/comparison.md",
+    "docs/results/run.md",
+    "docs/results/README.md",
+    "docs/results/load.md",
+)
 CLAIM = re.compile(r"\bpays?\b", re.IGNORECASE)
 # "Does not pay", "nothing pays" and "whether it pays" claim nothing.
 NO_CLAIM = re.compile(

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import under_load
 from measured import (
     FITTED_ON,
     KEPT,
@@ -283,7 +284,6 @@ def outputs() -> dict[Path, str]:
     for name, result in combined:
         title = f"A tuned stack: {', '.join(name.rsplit('-', 1))}"
         found[IMAGES / f"stack-{name}.svg"] = scatter(title, dots_of(result))
-    # Parts of the page between <!-- added:NAME --> and <!-- /added:NAME -->.
     marked = {
         "credits": credits_markdown(credits),
         "calibration": calibration_markdown(measurements),
@@ -296,14 +296,24 @@ def outputs() -> dict[Path, str]:
         "accuracy": accuracy_markdown(list(answered(KEPT / "accuracy"))),
         **{f"stack-{name}": stack_markdown(name, result) for name, result in combined},
     }
-    text = PAGE.read_text()
+    loaded = under_load.loads()
+    found |= {IMAGES / name: drawn for name, drawn in under_load.pictures(loaded).items()}
+    return found | {
+        PAGE: filled(PAGE, marked),
+        under_load.PAGE: filled(under_load.PAGE, under_load.marked(loaded)),
+    }
+
+
+def filled(page: Path, marked: Mapping[str, str]) -> str:
+    """A page whose parts between <!-- added:NAME --> and <!-- /added:NAME --> are these."""
+    text = page.read_text()
     for name, content in marked.items():
         first, last = f"<!-- added:{name} -->", f"<!-- /added:{name} -->"
         before, there, rest = text.partition(first)
         if not there:
-            raise ValueError(f"{PAGE} has no place for {first}")
+            raise ValueError(f"{page} has no place for {first}")
         text = f"{before}{first}\n{content}\n{last}{rest.partition(last)[2]}"
-    return found | {PAGE: text}
+    return text
 
 
 def main() -> int:

@@ -132,6 +132,14 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two logarithms, or these where there are fewer than two."""
+    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
+    found = [power + math.log10(factor) for power in powers for factor in (1, 2, 5)]
+    within = [tick for tick in found if low - 1e-9 <= tick <= high + 1e-9]
+    return within if len(within) > 1 else [low, high]
+
+
 def nice_range(values: Iterable[float], *, include: tuple[float, ...] = ()) -> tuple[float, float] | None:
     """A range that holds every finite value and ends at round numbers; None if no value is finite.
 

@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from offramp.files import write_text_atomically
-from offramp.report.drawing import SERIES_COUNT, Key, drawn, legend
+from offramp.report.drawing import SERIES_COUNT, Key, drawn, legend, log_ticks
 from offramp.report.formats import (
     counted,
     decimal,
@@ -135,17 +135,9 @@ def _ends(result: LoadResult) -> tuple[float, float]:
     return math.log10(result.rates[0]) - MARGIN, math.log10(result.rates[-1]) + MARGIN
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two logarithms, or these where there are fewer than two."""
-    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
-    found = [power + math.log10(factor) for power in powers for factor in (1, 2, 5)]
-    within = [tick for tick in found if low - 1e-9 <= tick <= high + 1e-9]
-    return within if len(within) > 1 else [low, high]
-
-
 def _rates_axis(result: LoadResult) -> Axis:
     ends = _ends(result)
-    return Axis("requests per second", ends, lambda value: rate_text(10**value), _log_ticks(*ends))
+    return Axis("requests per second", ends, lambda value: rate_text(10**value), log_ticks(*ends))
 
 
 def _series(
@@ -192,7 +184,7 @@ def latency_figure(result: LoadResult) -> Markup:
         "predicted, with its interval over seeds, and ends where more requests arrive than are served"
         f"{'; a marker was served' if measured else ''}."
     )
-    seconds = Axis("p95 of a request", ends, lambda value: duration(10**value), _log_ticks(*ends))
+    seconds = Axis("p95 of a request", ends, lambda value: duration(10**value), log_ticks(*ends))
     axes = _rates_axis(result), seconds
     plot = Plot("Latency over load", note, *axes, tuple(series), size=WIDE, style="wide")
     data = rates_table(result).only("Contender", "Requests", "p95 of a request").html(_ordered(result))

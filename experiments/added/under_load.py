@@ -1,0 +1,169 @@
+"""Exits under load: the pictures and the marked parts of docs/results/load.md, from what was kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from measured import KEPT, ROOT
+from offramp.report.formats import thousandths, timed_text
+from offramp.report.sections.load import at_most, execution_lines, headline, rows_text
+from offramp.scoring.estimate import Estimate
+from offramp.serving.results import LoadExecution, LoadPoint, LoadResult, ServedAside, rate_text, read_load
+from picture import LoadLine, over_load
+
+LOADS = KEPT / "load"
+PAGE = ROOT / "docs" / "results" / "load.md"
+AIMS = {"request_throughput": 0.03, "mean_e2el": 0.05, "p95_e2el": 0.09, "p95_ttft": 0.12, "p95_tpot": 0.12}
+"""How far a prediction may be from what was served, of each figure."""
+CHANGE, CHANGE_AIM = "saved of mean_e2el", 0.2
+
+
+def loads(folder: Path = LOADS) -> dict[str, LoadResult]:
+    """What `offramp load` wrote, by file name."""
+    return {path.stem: read_load(path) for path in sorted(folder.glob("*.json"))}
+
+
+def answers_markdown(results: dict[str, LoadResult]) -> str:
+    """The sentence of every contender with exits, and what each serves at most."""
+    rows = ["| on | contender | tokens kept | asked in steps of | serves at most | exits |", "|---" * 6 + "|"]
+    for result in results.values():
+        exits = {server.name for server in result.with_exits}
+        for server in result.servers:
+            rows.append(
+                f"| {result.model}, {result.machine} | {server.name} | {100 * server.agreement:.1f} % "
+                f"| {rows_text(server.asks_at) or ''} | {at_most(server.capacity.value)} "
+                f"| {f'**{result.answer_of(server.name)}**' if server.name in exits else ''} |"
+            )
+    return "\n".join(rows)
+
+
+def _value(point: LoadPoint, name: str) -> str:
+    figure = None if point.figures is None else point.figures.get(name)
+    return "saturated" if figure is None else f"{figure.value:.3g}"
+
+
+def rates_markdown(result: LoadResult) -> str:
+    """Every contender at every rate that was served, else predicted: latencies in seconds, and the ratio."""
+    points = result.execution.points if result.execution is not None else result.points
+    rows = [
+        "| requests/s | contender | p95 of a request, s | mean, s | p95 ttft, s | p95 tpot, s | rows "
+        "| layers a token | best without exits over it |",
+        "|---" * 9 + "|",
+    ]
+    for point in sorted(points, key=lambda point: point.rate):
+        names = ("p95_e2el", "mean_e2el", "p95_ttft", "p95_tpot", "rows", "layers")
+        figures = " | ".join(_value(point, name) for name in names)
+        rows.append(f"| {point.rate:g} | {point.contender} | {figures} | {interval(point.ratio)} |")
+    return "\n".join(rows)
+
+
+def interval(ratio: Estimate[float] | None) -> str:
+    """A ratio with its interval; nothing where there is none."""
+    return "" if ratio is None else timed_text(ratio, thousandths)
+
+
+def errors_markdown(execution: LoadExecution) -> str:
+    """By figure the largest error of a prediction at each load, beside what it may be."""
+    rates = sorted({aside.rate for aside in execution.compared})
+    rows = [
+        f"| figure | may be | {' | '.join(f'at {rate_text(rate)} requests/s' for rate in rates)} |",
+        "|---" * (2 + len(rates)) + "|",
+    ]
+    for figure, aim in AIMS.items():
+        errors = [max(abs(aside.error) for aside in _at(execution.compared, figure, rate)) for rate in rates]
+        rows.append(
+            f"| {figure} | {100 * aim:g} % | {' | '.join(f'{100 * error:.1f} %' for error in errors)} |"
+        )
+    said = [
+        "; ".join(
+            f"{100 * aside.predicted:.1f} % predicted, {100 * aside.served:.1f} % served ({aside.contender})"
+            for aside in _at(execution.compared, CHANGE, rate)
+        )
+        for rate in rates
+    ]
+    rows.append(f"| {CHANGE} | {100 * CHANGE_AIM:g} % of it | {' | '.join(said)} |")
+    return "\n".join(rows)
+
+
+def _at(compared: Sequence[ServedAside], figure: str, rate: float) -> list[ServedAside]:
+    return [aside for aside in compared if (aside.figure, aside.rate) == (figure, rate)]
+
+
+def gain_markdown(measured: dict[str, Any]) -> str:
+    """Seconds of the full model's decoding over a policy's, as `benchmarks/load.py gain` found them."""
+    rows = ["| rows | plain over the policy | plain over plain | layers a token |", "|---" * 4 + "|"]
+    for count, found in measured["rows"].items():
+        ratios = {name: values for name, values in found.items() if name not in ("a_a", "cut head")}
+        for values in ratios.values():
+            own, again = (
+                timed_text(Estimate(*ends), thousandths) for ends in (values["ratio"], found["a_a"])
+            )
+            rows.append(f"| {count} | {own} | {again} | {values['layers']:.1f} |")
+    return "\n".join(rows)
+
+
+def lines_of(result: LoadResult, name: str) -> list[LoadLine]:
+    """A figure of every contender over the rates; "ratio" is the best without exits over it."""
+
+    def pairs(points: Sequence[LoadPoint], contender: str) -> list[tuple[float, float]]:
+        found = []
+        for point in points:
+            figure = point.ratio if name == "ratio" else (point.figures or {}).get(name)
+            if point.contender == contender and figure is not None:
+                found.append((point.rate, figure.value))
+        return found
+
+    served = () if result.execution is None else result.execution.points
+    exits = {server.name for server in result.with_exits}
+    return [
+        LoadLine(
+            server.name, pairs(result.points, server.name), pairs(served, server.name), server.name in exits
+        )
+        for server in result.servers
+        if name != "ratio" or server.name in exits
+    ]
+
+
+def shaded(result: LoadResult) -> list[tuple[float, float]]:
+    """Rates between which the best contender pays."""
+    intervals = () if result.best is None else result.paying(result.best.name)
+    return [
+        (
+            result.rates[0] if interval.low is None else interval.low,
+            result.rates[-1] if interval.high is None else interval.high,
+        )
+        for interval in intervals
+    ]
+
+
+def pictures(results: dict[str, LoadResult]) -> dict[str, str]:
+    """Two SVG of every result, by file name."""
+    found = {}
+    for name, result in results.items():
+        where = f"{result.model} on {result.machine.partition(' (')[0]}"
+        latency, ratio = "p95 of a request, seconds", "times as long without exits; shaded: pays"
+        found[f"load-{name}.svg"] = over_load(
+            f"Latency over load: {where}", latency, lines_of(result, "p95_e2el")
+        )
+        found[f"load-{name}-gain.svg"] = over_load(
+            f"What exits gain over load: {where}", ratio, lines_of(result, "ratio"), shaded(result)
+        )
+    return found
+
+
+def marked(results: dict[str, LoadResult]) -> dict[str, str]:
+    """The computed parts of the page, by name."""
+    found = {"answers": answers_markdown(results)}
+    for name, result in results.items():
+        found[f"sentence-{name}"] = headline(result)
+        found[f"rates-{name}"] = rates_markdown(result)
+        if result.execution is not None:
+            found[f"errors-{name}"] = errors_markdown(result.execution)
+            found[f"said-{name}"] = "\n".join(f"- {said}" for said in execution_lines(result.execution))
+    gain = KEPT / "load" / "gain"
+    for path in sorted(gain.glob("*.json")):
+        found[f"gain-{path.stem}"] = gain_markdown(json.loads(path.read_text()))
+    return found
