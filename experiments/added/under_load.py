@@ -46,8 +46,10 @@ def _value(point: LoadPoint, name: str) -> str:
 
 
 def rates_markdown(result: LoadResult) -> str:
-    """Every contender at every rate that was served, else predicted: latencies in seconds, and the ratio."""
-    points = result.execution.points if result.execution is not None else result.points
+    """Every contender at every rate that was served; where it is predicted, those with exits."""
+    exits = {server.name for server in result.with_exits}
+    predicted = [point for point in result.points if point.contender in exits and not point.saturated]
+    points = predicted if result.execution is None else result.execution.points
     rows = [
         "| requests/s | contender | p95 of a request, s | mean, s | p95 ttft, s | p95 tpot, s | rows "
         "| layers a token | best without exits over it |",
