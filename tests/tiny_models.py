@@ -153,3 +153,77 @@ def write_gguf(path: Path, *, dtype: Any = np.float32, licence: str | None = "mi
     writer.write_tensors_to_file()
     writer.close()
     return tensors
+
+
+SOURCE_POSITIONS = 48
+
+
+def write_t5(folder: Path, **config: Any) -> Path:
+    """A random T5 of 4 decoder layers, whose first one hands its position bias on, and a tokenizer."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": LAYERS,
+        "num_decoder_layers": LAYERS,
+        "num_heads": 4,
+        "initializer_factor": 1.5,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(**(values | config))).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_bart(folder: Path, **config: Any) -> Path:
+    """A random BART of 2 encoder and 4 decoder layers, with learned positions, and a tokenizer."""
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": LAYERS,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "max_position_embeddings": SOURCE_POSITIONS,
+        "init_std": 0.3,
+        "pad_token_id": None,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "forced_eos_token_id": None,
+    }
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    BartForConditionalGeneration(BartConfig(**(values | config))).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_pairs(path: Path, *, documents: int = 24, seed: int = 0) -> Path:
+    """A JSON-lines file of pairs of different lengths in the fields "en" and "de"."""
+    import json
+
+    vocabulary = " ".join(LINES).split()
+    generator = np.random.default_rng(seed)
+
+    def text(least: int, most: int) -> str:
+        return " ".join(generator.choice(vocabulary, size=int(generator.integers(least, most))))
+
+    lines = [
+        json.dumps({"id": f"d{number}", "en": text(3, 9), "de": text(6, 14)}) for number in range(documents)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -1,7 +1,7 @@
 """offramp: would early-exit decoding pay on your model, your workload and your machine?
 
 A whole answer   run, Findings
-Models, texts    load_model, wrap, Model, load_workload, workload_of, Workload, Document, text_groups
+Models, texts    load_model, wrap, Model, load_workload, workload_of, Workload, Document, Given, text_groups
 Measuring        trace, Trace, score, ScoreCard, drawn_figures, DrawnFigure, passages,
                  fit_heads, import_heads
 Policies         parse_policy, ExitPolicy, replay, frontier, ranking (once called league), judge, predict
@@ -34,6 +34,7 @@ _HOMES = {
     "exit_scores": "offramp.training.exit_scores",
     "ExitScoreCallback": "offramp.training.exit_scores",
     "Workload": "offramp.workloads.workload",
+    "Given": "offramp.kit.given",
     "Document": "offramp.workloads.workload",
     "text_groups": "offramp.workloads.shared_text:groups_of_documents",
     "documents_seen": "offramp.workloads.registry",
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     from offramp.decoding.rerun.rerunner import RerunResult, rerun
     from offramp.errors import InputError, OfframpError
     from offramp.heads.importing.imports import import_heads
+    from offramp.kit.given import Given
     from offramp.models.model import Model
     from offramp.models.training_record import record_training
     from offramp.models.wrapping import wrap
@@ -145,6 +147,7 @@ __all__ = [
     "ExitScoreCallback",
     "Findings",
     "Generation",
+    "Given",
     "InputError",
     "Ladder",
     "Model",

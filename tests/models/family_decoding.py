@@ -36,11 +36,15 @@ def _differs_from_generate(engine: Any, prompt: Any) -> str | None:
     """The loop's tokens against those of transformers' own greedy `generate()`."""
     import torch
 
+    from offramp.models.conditioned import probing
+
     try:
-        own = generate(engine.hf, prompt, torch.ones_like(prompt), NEW)
+        with probing(engine.hf):
+            own = generate(engine.hf, prompt, torch.ones_like(prompt), NEW)
     except Exception as error:  # noqa: BLE001 - whatever a family raises is the reason in its row
         return f"generate() itself fails: {type(error).__name__}"
-    found = decode_greedily(engine, prompt, own.shape[1] - PROMPT)
+    with probing(engine.hf):
+        found = decode_greedily(engine, prompt, own.shape[1] - PROMPT)
     return None if torch.equal(found, own[:, PROMPT:]) else "other tokens than generate()'s"
 
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ def check_family(family: str) -> Row:
         model = build_family(family)
         model(input_ids=probe_ids(model), use_cache=False)
     except Exception as error:  # noqa: BLE001 - whatever a family raises is the reason in its row
-        return Row(family, reason=f"cannot be built or run from a small config: {_short(error)}")
+        return Row(family, reason=f"cannot be built or run from a small config: {short(error)}")
     try:
         stack = find_stack(model, name=family)
     except ModelError as error:
@@ -105,7 +106,7 @@ def _without_numbers(decoding: Decoding) -> Decoding:
     return decoding._replace(refused=re.sub(r"differ by [\d.e+-]+", "differ", decoding.refused))
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:110]}" if message else type(error).__name__
 
@@ -122,12 +123,14 @@ def _prepare() -> None:
     transformers.logging.set_verbosity_error()
 
 
-def check_families(families: list[str], workers: int = 2) -> list[Row]:
+def check_families(
+    families: list[str], workers: int = 2, check: Callable[[str], Row] = check_family
+) -> list[Row]:
     """A row per family, in order; in fresh processes, as most of the time goes into importing model code."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare) as pool:
-        return list(pool.map(check_family, families))
+        return list(pool.map(check, families))
 
 
 INTRODUCTION = """\
@@ -178,7 +181,7 @@ def render(rows: list[Row], version: str) -> str:
     ]
     lines += [
         f"| {row.family} | {row.kinds} | {row.readout} | {row.exits} | {row.largest_difference:.3g} "
-        f"| {' | '.join(_decoding_cells(row.decoding))} |"
+        f"| {' | '.join(decoding_cells(row.decoding))} |"
         for row in supported
     ]
     lines += ["", "## Decoded with restrictions", "", "| family | what | reason |", "|---|---|---|"]
@@ -198,7 +201,7 @@ def render(rows: list[Row], version: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _decoding_cells(decoding: Decoding) -> list[str]:
+def decoding_cells(decoding: Decoding) -> list[str]:
     """The table's cells for one family: DECODED, then the two ways to run a batch."""
     if decoding.refused is not None:
         return ["-"] * (len(DECODED) + 1)
@@ -220,9 +223,10 @@ def _by_reason(decoding: Decoding) -> dict[str, list[str]]:
 def main() -> int:
     """Write or check docs/families.md."""
     import transformers
+    from conditioned_table import section
     from family_configs import family_names
 
-    text = render(check_families(family_names()), transformers.__version__)
+    text = render(check_families(family_names()), transformers.__version__) + "\n" + section()
     if "--check" in sys.argv[1:]:
         return int(DOCUMENT.read_text(encoding="utf-8") != text)
     DOCUMENT.parent.mkdir(exist_ok=True)

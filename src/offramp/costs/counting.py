@@ -41,6 +41,8 @@ def layer_flops(shape: ModelShape, position: float, batch: int = 1) -> LayerCost
     the window) + 5 x recurrent state elements. The usual count of Kaplan et al. (arXiv 2001.08361, section
     2.1), with the attention term at the token's own position. Where the cache holds a latent (DeepSeek's
     attention), 2 x its expansion parameters for every other attended position, whose K and V are made anew.
+    Beside an encoder, 4 x attention width x encoded positions; what is done once a request
+    (`request_flops`) is left out.
 
     Raises InputError if the position is negative or not finite, or the batch below 1.
     """
@@ -52,6 +54,7 @@ def layer_flops(shape: ModelShape, position: float, batch: int = 1) -> LayerCost
             + 4.0 * layer.attention_width * attended_positions(layer, position)
             + 2.0 * layer.expansion_parameters * (attended_positions(layer, position) - 1.0)
             + STATE_FLOPS * layer.state_elements
+            + (4.0 * layer.attention_width * encoded_positions(shape) if layer.cross else 0.0)
             for layer in shape.layers
         ]
     )
@@ -70,11 +73,27 @@ def layer_bytes(shape: ModelShape, position: float, batch: int = 1) -> LayerCost
     check_batch(batch)
     weights = [weights_read(layer, batch) * weight_bytes(shape, layer) for layer in shape.layers]
     kept = [
-        layer.key_value_width * (attended_positions(layer, position) + 1.0) + 2.0 * layer.state_elements
+        layer.key_value_width * (attended_positions(layer, position) + 1.0)
+        + 2.0 * layer.state_elements
+        + (layer.cross.key_value_width * encoded_positions(shape) if layer.cross else 0.0)
         for layer in shape.layers
     ]
     read = np.array(weights, dtype=np.float64)
     return np.asarray(read + batch * np.array(kept) * shape.element_bytes, dtype=np.float64)
+
+
+def encoded_positions(shape: ModelShape) -> float:
+    """Positions of an encoder's output that every token attends to, 0 without an encoder."""
+    return 0.0 if shape.encoder is None else shape.encoder.positions
+
+
+def request_flops(shape: ModelShape) -> float:
+    """FLOPs of what is done once a request, before its first token: the encoder (2 x its parameters for each
+    position, its attention's scores left out), and K and V of its output for every decoder layer.
+    """
+    cross = sum(layer.cross.key_value_parameters for layer in shape.layers if layer.cross)
+    encoder = 0 if shape.encoder is None else shape.encoder.parameters
+    return 2.0 * encoded_positions(shape) * (encoder + cross)
 
 
 def weight_bytes(shape: ModelShape, layer: LayerShape) -> float:

@@ -356,8 +356,12 @@ def _fitting(value: Any, hint: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Iterable) and kind is not Mapping and parts:
         if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
             raise _Unfit
-        listed = isinstance(value, list | tuple) or kind is tuple or _is_plain(parts[0])
-        return _all_fitting(_elements(value), kind, parts) if listed else value
+        if not (isinstance(value, list | tuple) or kind is tuple or _is_plain(parts[0])):
+            return value
+        fitting = _all_fitting(_elements(value), kind, parts)
+        # A tuple that knows more than its elements stays what it is.
+        same = isinstance(value, tuple) and all(map(operator.is_, value, fitting))
+        return value if same else fitting
     if kind is _Elsewhere or getattr(kind, "_is_protocol", False):
         plain = type(value).__module__ == "builtins" or isinstance(value, PathLike)
         if plain and not callable(value):

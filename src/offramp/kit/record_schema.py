@@ -12,8 +12,8 @@ from pydantic_core import core_schema
 def schema_of(record: Any) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a record.
 
-    Every entry has to be there, and no other. A number may be null, as it is where it is not finite, unless
-    its type has a limit.
+    Every entry has to be there, but for those of IF_ANY, and no other. A number may be null, as it is where
+    it is not finite, unless its type has a limit.
     """
     return TypeAdapter(record).json_schema(mode="serialization", schema_generator=_OfRecords)
 
@@ -35,7 +35,7 @@ class _OfRecords(GenerateJsonSchema):
         return {
             **found,
             "properties": entries,
-            "required": list(entries),
+            "required": [name for name in entries if name not in getattr(kind, "IF_ANY", ())],
             "additionalProperties": further,
         }
 

@@ -79,8 +79,9 @@ def to_json(value: Any) -> Any:
     """A record, or anything that holds records, as JSON: tuples are lists, numpy's numbers are Python's.
 
     A class may name properties in READ_OFF that are written for readers of the file, and not read back;
-    fields in NOT_KEPT that are not written; and fields in INLINE whose own entries stand in their place. One
-    whose values are texts in files says so by AS_TEXT.
+    fields in NOT_KEPT that are not written; fields in IF_ANY that are not written where they are None; and
+    fields in INLINE whose own entries stand in their place. One whose values are texts in files says so by
+    AS_TEXT.
     """
     return _json(value, lambda plain: plain)
 
@@ -97,7 +98,10 @@ def _json(value: Any, plain: Callable[[Any], Any]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         names += getattr(value, "READ_OFF", ())
-        left_out = getattr(value, "NOT_KEPT", ())
+        left_out = {
+            *getattr(value, "NOT_KEPT", ()),
+            *(name for name in getattr(value, "IF_ANY", ()) if getattr(value, name) is None),
+        }
         entries = {name: _json(getattr(value, name), plain) for name in names if name not in left_out}
         for name in getattr(value, "INLINE", ()):
             entries = {**entries.pop(name), **entries}

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from offramp.models.stack import ExitStack
+
+# What a family raises that cannot do a thing: be read out so, run with a cache, generate with a batch.
+UNFIT_ERRORS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 # Held while modules have other `forward` methods: no other thread may replace or copy them then.
 FORWARDS_REPLACED = threading.RLock()
@@ -42,10 +45,26 @@ def place_of_hidden(
     return None
 
 
-def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """A module's recorded output with another hidden state; its other tensors (states, weights) left out."""
+@dataclass(frozen=True)
+class HandedOn:
+    """In the place of a tensor that layer 1 hands on beside its state and later layers are given, such as
+    T5's position bias (see `offramp.models.stack.ExitStack.handed_on`).
+    """
+
+    place: int
+    """In the layer's output."""
+
+
+def with_hidden(output: Any, hidden: Tensor, handed_on: Collection[int] = ()) -> Any:
+    """A module's recorded output with another hidden state; its other tensors (states, weights) left out.
+
+    handed_on: places of those for which something stands that says so.
+    """
     if isinstance(output, (tuple, list)):
-        rest = [None if isinstance(item, Tensor) else item for item in output[1:]]
+        rest = [
+            HandedOn(place) if place in handed_on else None if isinstance(item, Tensor) else item
+            for place, item in enumerate(output[1:], 1)
+        ]
         return (hidden, *rest)
     if isinstance(output, Tensor):
         return hidden
@@ -117,11 +136,15 @@ class LayerCall:
 
     def with_cache(self, view: Any, cache: Any) -> LayerCall:
         """The same call with the cache itself in the place of a view of it."""
-        keywords = {name: cache if value is view else value for name, value in self.keywords.items()}
-        before, after = (
-            tuple(cache if value is view else value for value in values)
-            for values in (self.before, self.after)
-        )
+        return self._with(lambda value: cache if value is view else value)
+
+    def with_handed_on(self, output: Any) -> LayerCall:
+        """The same call with what layer 1 handed on in its output."""
+        return self._with(lambda value: output[value.place] if isinstance(value, HandedOn) else value)
+
+    def _with(self, changed: Callable[[Any], Any]) -> LayerCall:
+        keywords = {name: changed(value) for name, value in self.keywords.items()}
+        before, after = (tuple(map(changed, values)) for values in (self.before, self.after))
         return LayerCall(before, after, keywords, self.name)
 
 
@@ -134,6 +157,7 @@ class Recorder:
 
     def __init__(self, stack: ExitStack) -> None:
         self._outputs = stack.layer_outputs
+        self._handed_on = stack.handed_on
         self._noted: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         with FORWARDS_REPLACED:
             self._model = self._copied(stack.hf, frozenset(stack.layers), {})
@@ -160,7 +184,7 @@ class Recorder:
         self._noted.append((arguments, keywords))
         if place + 1 == len(self._outputs):
             raise _AllNoted
-        return with_hidden(self._outputs[place], _hidden_of(arguments, keywords)[1])
+        return with_hidden(self._outputs[place], _hidden_of(arguments, keywords)[1], self._handed_on)
 
     def __call__(self, **inputs: Any) -> tuple[Tensor, list[LayerCall]]:
         """The hidden state that the first layer is given, and the call of every layer."""
@@ -199,6 +223,16 @@ def _call(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> LayerCall:
         return LayerCall(arguments[:place], arguments[place + 1 :], keywords, None)
     rest = {name: value for name, value in keywords.items() if name != place}
     return LayerCall(arguments, (), rest, place)
+
+
+CROSS = "cross_attention_cache"
+"""Where a cache holds K and V of an encoder's output, which are made once a request and are no token's."""
+
+
+def cross_tensors(arguments: Any) -> list[Tensor]:
+    """K and V of an encoder's output in the caches among a layer's arguments."""
+    crossed = [cache for cache in caches_among(arguments) if hasattr(cache, CROSS)]
+    return [tensor for cache in crossed for tensor in _walk(getattr(cache, CROSS), set())]
 
 
 def held_tensors(layer: nn.Module, arguments: Any) -> list[Tensor]:
@@ -273,4 +307,6 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:
         for item in value:
             yield from _walk(item, seen)
     elif is_cache(value):
-        yield from _walk(vars(value), seen)
+        for name, part in vars(value).items():
+            if name != CROSS:
+                yield from _walk(part, seen)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen
 
-from offramp.errors import ModelError
+from offramp.errors import InputError, ModelError
 from offramp.models.shape import DTYPES
 
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -191,9 +191,30 @@ CONTEXT_KEYS = (
     "context_length",
     "n_ctx",
 )
+# Of the two sides of an encoder-decoder, where they are stated apart.
+TARGET_WINDOW_KEYS = ("max_target_positions", "max_decoder_position_embeddings")
+SOURCE_WINDOW_KEYS = ("max_source_positions", "max_encoder_position_embeddings", "max_position_embeddings")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers")
 # Constants that GPT-Neo and its kin once stored with their weights.
 OBSOLETE_CONSTANTS = (".masked_bias",)
+
+
+def reads_sources(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of an encoder-decoder, whose decoder was not stored alone."""
+    architectures = config.get("architectures") or []
+    alone = any(str(name).endswith("ForCausalLM") for name in architectures)
+    return config.get("is_encoder_decoder") is True and not alone
+
+
+def unfit_source(name: str, *, reads: bool, where: str) -> InputError:
+    """The error for a document without a source where a model reads one, and the other way round."""
+    if reads:
+        what = f"{name} is an encoder-decoder: it reads a source beside each text, and here is none"
+        fix = "name a workload with sources, pairs:FILE.jsonl#source,target, or generate with --source"
+    else:
+        what = f"there is a source beside the text, and {name} reads none: it is no encoder-decoder"
+        fix = "name a workload of texts, such as jsonl:FILE.jsonl#field, or an encoder-decoder"
+    return InputError(what, where=where, fix=fix)
 
 
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
+from offramp.models.calls import UNFIT_ERRORS as UNFIT_ERRORS
 from offramp.models.calls import first_tensor, hooked
+from offramp.models.conditioned import probing
 from offramp.models.stack import READOUTS, ExitStack, LogitScaling, ReadoutKind, plain_linear
 from offramp.models.tensors import largest_difference, largest_finite
 
@@ -23,9 +25,6 @@ PROBE_TRIES = 1000
 
 # bfloat16 keeps 8 significant bits, float16 more; two units in the last place of the largest logit.
 ROUNDED_TOLERANCE = 2.0**-7
-
-# What a family raises that cannot do a thing: be read out so, run with a cache, generate with a batch.
-UNFIT_ERRORS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(eq=False)
@@ -94,6 +93,11 @@ def find_stack(model: Any, *, name: str = "") -> ExitStack:
     looks ahead (its logits depend on later tokens), or if no readout reproduces the logits; the largest
     difference is named.
     """
+    with probing(model):
+        return _found_stack(model, name)
+
+
+def _found_stack(model: Any, name: str) -> ExitStack:
     ids = probe_ids(model)
     try:
         root = record_calls(model, ids)
@@ -158,9 +162,10 @@ def _unchecked_stack(model: Any, root: Call, ids: Tensor, name: str) -> ExitStac
     head = _find_head(model, root, last)
     tail = None if head is None else calls_before(calls_after(last, root), head)
     logit_scaling = None if head is None else find_logit_scaling(model, head, ids)
+    layers = tuple(call.module for call in layer_calls)
     return ExitStack(
         hf=model,
-        layers=tuple(call.module for call in layer_calls),
+        layers=layers,
         core=core_call.module,
         core_output=core_call.output,
         layer_outputs=tuple(call.output for call in layer_calls),
@@ -169,7 +174,32 @@ def _unchecked_stack(model: Any, root: Call, ids: Tensor, name: str) -> ExitStac
         head=head if tail is not None else None,
         logit_scaling=logit_scaling,
         position_axis=_position_axis(first_tensor(last.output), ids.shape[1]),
+        handed_on=_handed_on(model, layers, layer_calls[0].output, ids),
     )
+
+
+def _handed_on(model: Any, layers: tuple[nn.Module, ...], output: Any, ids: Tensor) -> tuple[int, ...]:
+    """See `ExitStack.handed_on`. output: layer 1's."""
+    if not isinstance(output, tuple) or not any(isinstance(part, Tensor) for part in output[1:]):
+        return ()
+    outputs: list[Any] = []
+    given: list[list[Any]] = []
+    with (
+        torch.no_grad(),
+        hooked(
+            layers,
+            lambda module, arguments, keywords: given.append([*arguments, *keywords.values()]),
+            lambda module, arguments, keywords, output: outputs.append(output),
+        ),
+    ):
+        model(input_ids=ids, use_cache=False)
+
+    def goes_through(place: int) -> bool:
+        part = outputs[0][place]
+        taken = all(any(value is part for value in values) for values in given[1:])
+        return isinstance(part, Tensor) and taken and all(other[place] is part for other in outputs)
+
+    return tuple(place for place in range(1, len(output)) if goes_through(place))
 
 
 def _find_head(model: Any, root: Call, last: Call) -> nn.Module | None:

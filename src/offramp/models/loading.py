@@ -18,11 +18,13 @@ from offramp.models.checkpoint import (
     find_strangers,
     read_config,
     read_headers,
+    reads_sources,
     refuse_strangers,
 )
+from offramp.models.conditioned import Conditioned, as_causal, own_model
 from offramp.models.devices import CPU
 from offramp.models.identity import ModelIdentity
-from offramp.models.model import Model, find_bos_policy, find_eos_token_ids
+from offramp.models.model import BosPolicy, Model, NoTokenizer, find_bos_policy, find_eos_token_ids
 from offramp.models.process import quiet_transformers
 from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
@@ -128,7 +130,7 @@ def build_model(
     from offramp.models.discovery import find_stack
     from offramp.models.measuring import measure_shape
 
-    hf.eval().requires_grad_(False)
+    hf = as_causal(hf.eval().requires_grad_(False))
     require_in_memory(hf, name)
     check_finite(hf, name)
     stack = find_stack(hf, name=name)
@@ -189,6 +191,9 @@ def describe_model(
     """
     config = hf.config.get_text_config()
     lengths = [getattr(config, key, None) for key in CONTEXT_KEYS]
+    bos = find_bos_policy(tokenizer, config.model_type)
+    if isinstance(hf, Conditioned) and not isinstance(tokenizer, NoTokenizer):
+        bos = BosPolicy("forced", hf.start_token)
     return Model(
         name=name,
         hf=hf,
@@ -197,7 +202,7 @@ def describe_model(
         shape=shape,
         identify=identify,
         dtype=dtype,
-        bos_policy=find_bos_policy(tokenizer, config.model_type),
+        bos_policy=bos,
         context_length=next((length for length in lengths if isinstance(length, int) and length > 0), None),
         eos_token_ids=find_eos_token_ids(hf, tokenizer),
         transforms=transforms,
@@ -285,9 +290,8 @@ def _load_weights(
 ) -> tuple[Any, set[str]]:
     """The transformers model, and the names of stored tensors that have no place in it."""
     import torch
-    import transformers
 
-    auto_class: Any = transformers.AutoModelForCausalLM
+    auto_class = auto_class_of(source)
     try:
         hf, report = auto_class.from_pretrained(
             source.folder,
@@ -316,6 +320,15 @@ def _load_weights(
     return hf, set(report["unexpected_keys"])
 
 
+def auto_class_of(source: ModelFiles) -> Any:
+    """The class of transformers that loads a source: of an encoder-decoder with its encoder."""
+    import transformers
+
+    if reads_sources(read_config(source.folder)):
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
+
+
 def _other_shape(source: ModelFiles, trust_remote_code: bool) -> str | None:
     """The first tensor whose stored shape is not the config's; None if none is found by its name.
 
@@ -326,9 +339,8 @@ def _other_shape(source: ModelFiles, trust_remote_code: bool) -> str | None:
 
     options = {"trust_remote_code": trust_remote_code}
     config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True, **options)
-    auto_class: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        expected = auto_class.from_config(config, **options).state_dict()
+        expected = auto_class_of(source).from_config(config, **options).state_dict()
     for name, tensor in read_headers(source.folder).items():
         if name in expected and tensor.shape != tuple(expected[name].shape):
             wanted = list(expected[name].shape)
@@ -340,7 +352,7 @@ def _check_no_strangers(stack: ExitStack, unexpected: set[str], where: str) -> N
     """Refuse weights of layers that the model does not have. Raises ModelError."""
     path, layers = next(
         (path, module)
-        for path, module in stack.hf.named_modules()
+        for path, module in own_model(stack.hf).named_modules()
         if isinstance(module, nn.ModuleList) and stack.layers[0] in module
     )
-    refuse_strangers(find_strangers(stack.hf, f"{path}.", len(layers), unexpected), where)
+    refuse_strangers(find_strangers(own_model(stack.hf), f"{path}.", len(layers), unexpected), where)

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from offramp.models.calls import continued, held_tensors, hooked, sliding_window
+from offramp.models.calls import continued, cross_tensors, held_tensors, hooked, sliding_window
+from offramp.models.conditioned import Conditioned, condition_of, probing
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
-from offramp.models.shape import LayerShape, ModelShape
+from offramp.models.shape import CrossShape, EncoderShape, LayerShape, ModelShape
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import mean_element_bytes
 
@@ -54,6 +55,8 @@ def expansion_parameters(hf: Any, layers: Sequence[nn.Module]) -> list[int]:
     transformers does for DeepSeek's, arXiv 2405.04434, section 2.1). Zero for a family that cannot decode a
     single token with a cache.
     """
+    if isinstance(hf, Conditioned):  # no family with an encoder keeps a latent
+        return [0] * len(layers)
     ids = probe_ids(hf, CACHED_POSITIONS + 1)
     products = _Products(layers)
     with torch.no_grad():
@@ -102,6 +105,8 @@ class CachedLayer:
     """Of a sliding cache."""
     key_value_parameters: int = 0
     """Elements of the weights that its per-token tensors depend on."""
+    beside: CrossShape | None = None
+    """Of its attention to an encoder's output."""
 
 
 def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:
@@ -114,7 +119,8 @@ def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:
     heads.
     """
     config = hf.config.get_text_config()
-    cached = _run_with_cache(hf, stack)
+    with probing(hf):
+        cached = _run_with_cache(hf, stack)
     if not any(record.key_value_elements or record.state_elements for record in cached):
         cached = [_without_cache(config, record) for record in cached]
     head = stack.head if stack.head is not None else hf.get_output_embeddings()
@@ -133,7 +139,18 @@ def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:
         tail_parameters=count_parameters(stack.tail),
         head_parameters=0 if head is None else count_parameters([head]),
         element_bytes=next(hf.parameters()).element_size(),
+        encoder=_encoder_shape(hf) if isinstance(hf, Conditioned) else None,
     )
+
+
+def _encoder_shape(hf: Conditioned) -> EncoderShape:
+    modules = list(hf.inner.get_encoder().modules())
+    looked_up = {
+        id(weight) for one in modules if isinstance(one, nn.Embedding) for weight in one.parameters()
+    }
+    weights = {id(weight): weight.numel() for one in modules for weight in one.parameters(recurse=False)}
+    multiplied = sum(size for weight, size in weights.items() if weight not in looked_up)
+    return EncoderShape(multiplied, float(hf.probing().encodings[0].positions))
 
 
 def _hidden_size(config: Any, head: nn.Module | None) -> int:
@@ -158,7 +175,9 @@ def _layer_shape(config: Any, layer: nn.Module, cached: CachedLayer, expansion: 
     return LayerShape(
         kind=kinds.get((attention_width > 0, cached.state_elements > 0), "feedforward"),
         parameters=parameters,
-        active_parameters=parameters - mixture.idle_parameters,
+        active_parameters=parameters
+        - mixture.idle_parameters
+        - (0 if cached.beside is None else cached.beside.key_value_parameters),
         key_value_parameters=cached.key_value_parameters or width * _hidden_size(config, None),
         key_value_width=width,
         attention_width=attention_width,
@@ -169,6 +188,7 @@ def _layer_shape(config: Any, layer: nn.Module, cached: CachedLayer, expansion: 
         expert_parameters=mixture.parameters,
         expansion_parameters=expansion,
         element_bytes=mean_element_bytes(layer),
+        cross=cached.beside,
     )
 
 
@@ -255,16 +275,24 @@ def count_key_value_parameters(layer: nn.Module, written: list[Tensor]) -> int:
 
 
 class _AttentionCalls(TorchFunctionMode):
-    """Adds up query heads x mean head size over the calls of torch's fused attention."""
+    """Adds up query heads x mean head size over the calls of torch's fused attention.
+
+    encoded: positions of an encoder's output, attention to which is left out.
+    """
 
     width = 0.0
+
+    def __init__(self, encoded: int | None = None) -> None:
+        super().__init__()
+        self.encoded = encoded
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query = args[0] if args else kwargs["query"]
             value = args[2] if len(args) > 2 else kwargs["value"]
-            self.width += query.shape[1] * (query.shape[-1] + value.shape[-1]) / 2
+            if value.shape[-2] != self.encoded:
+                self.width += query.shape[1] * (query.shape[-1] + value.shape[-1]) / 2
         return func(*args, **kwargs)
 
 
@@ -275,6 +303,7 @@ class _CacheRecorder:
         self.attention = attention
         self.records: list[CachedLayer] = []
         self.before: dict[int, tuple[Tensor, int]] = {}
+        self.crossed: dict[int, Tensor] = {}
 
     def enter(self, layer: nn.Module, arguments: Any, keywords: Any) -> None:
         """Note the tensors in the cache, and how often each was written to, before a layer runs."""
@@ -298,7 +327,19 @@ class _CacheRecorder:
                 attention_width=self.attention.width,
                 window=sliding_window([arguments, keywords], written),
                 key_value_parameters=count_key_value_parameters(layer, per_token),
+                beside=self._cross(layer, [arguments, keywords]),
             )
+        )
+
+    def _cross(self, layer: nn.Module, arguments: Any) -> CrossShape | None:
+        """Of the K and V of an encoder's output that came into the cache while the layer ran."""
+        made = [tensor for tensor in cross_tensors(arguments) if id(tensor) not in self.crossed]
+        self.crossed |= {id(tensor): tensor for tensor in made}
+        if self.attention.encoded is None or not made:
+            return None
+        return CrossShape(
+            key_value_width=sum(tensor.numel() for tensor in made) // self.attention.encoded,
+            key_value_parameters=count_key_value_parameters(layer, made),
         )
 
 
@@ -308,7 +349,8 @@ def _run_with_cache(hf: Any, stack: ExitStack) -> list[CachedLayer]:
     A family that cannot keep a cache at all gives what a forward without one shows.
     """
     for gradients, use_cache in ((True, True), (False, True), (False, False)):
-        attention = _AttentionCalls()
+        condition = condition_of(hf)
+        attention = _AttentionCalls(None if condition is None else condition.encodings[0].positions)
         recorder = _CacheRecorder(attention)
         try:
             with (

@@ -6,6 +6,7 @@ Which beginning-of-sequence token goes in front of a text, and how a chat turn i
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,10 @@ from jinja2 import TemplateError
 
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import checked
+from offramp.kit.given import Given, given_of
 from offramp.kit.numbers import Whole
+from offramp.models.checkpoint import unfit_source
+from offramp.models.conditioned import Condition, Conditioned, Encoding, own_model, under
 from offramp.models.identity import ATTENTION, ModelIdentity, shown_name
 from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
@@ -86,8 +90,10 @@ def find_bos_policy(tokenizer: Any, model_type: str) -> BosPolicy:
     return BosPolicy("none")
 
 
-def encode_text(tokenizer: Any, policy: BosPolicy, text: str) -> list[int]:
+def encode_text(tokenizer: Any, policy: BosPolicy, text: str, *, target: bool = False) -> list[int]:
     """Token ids of a text as `tokenizer(text)` gives them, with BOS in front if the policy forces it.
+
+    target: it is what an encoder-decoder is to write, `tokenizer(text_target=text)`.
 
     Raises InputError for half of a surrogate pair, which no tokenizer reads.
     """
@@ -99,7 +105,8 @@ def encode_text(tokenizer: Any, policy: BosPolicy, text: str) -> list[int]:
             where=repr(text[error.start : error.end]),
             fix="take it out, or decode the bytes that it was read from as UTF-8",
         ) from error
-    return _with_bos(policy, tokenizer(text, verbose=False)["input_ids"])
+    asked = {"text_target" if target else "text": text}
+    return _with_bos(policy, tokenizer(**asked, verbose=False)["input_ids"])
 
 
 OTHER_TEMPLATE = "trace a workload of given texts, or repair the template in the tokenizer's files"
@@ -261,12 +268,13 @@ def in_evaluation(function: Measuring) -> Measuring:
 
 @dataclass(frozen=True)
 class Model:
-    """A causal language model whose exits reproduce its own logits."""
+    """A causal language model, or an encoder-decoder's decoder, whose exits reproduce its own logits."""
 
     name: str
     """As given to `load_model` (the last part of a path)."""
     hf: Any
-    """The transformers model, in eval mode and without gradients unless it was given as an object."""
+    """The transformers model, in eval mode and without gradients unless it was given as an object; of an
+    encoder-decoder its decoder (`offramp.models.conditioned.Conditioned`)."""
     tokenizer: Any
     stack: ExitStack
     shape: ModelShape
@@ -320,7 +328,7 @@ class Model:
     @property
     def runs_own_code(self) -> bool:
         """Whether Python code that comes with the checkpoint runs: whoever loaded it trusts that."""
-        return type(self.hf).__module__.startswith("transformers_modules")
+        return type(own_model(self.hf)).__module__.startswith("transformers_modules")
 
     @property
     def asked_attention(self) -> dict[str, str]:
@@ -331,6 +339,55 @@ class Model:
     def has_no_tokenizer(self) -> bool:
         """Whether it is given token ids alone."""
         return isinstance(self.tokenizer, NoTokenizer)
+
+    @property
+    def reads_sources(self) -> bool:
+        """Whether it is an encoder-decoder, which is given a source beside the token ids of its answer."""
+        return isinstance(self.hf, Conditioned)
+
+    @contextmanager
+    def given(self, documents: Iterable[object]) -> Iterator[None]:
+        """Within it an encoder-decoder is a causal language model of its decoder, given what they carry.
+
+        documents: whatever carries something given (`offramp.kit.given.given_of`): documents, contexts,
+        sequences or prompts, one for each row of a batch in its order, or one for all rows. Inputs are
+        encoded here, each once as long as its encoding is kept. Any other model stays as it is.
+
+        Raises InputError for a document without a source, for one with a source where the model reads none,
+        and for a source without tokens or longer than the encoder's window.
+        """
+        carried = list(documents)
+        inputs = [given for given in map(given_of, carried) if given is not None]
+        if len(inputs) != (len(carried) if self.reads_sources else 0):
+            unfit = next(one for one in carried if (given_of(one) is None) == self.reads_sources)
+            where = str(getattr(unfit, "id", "model.given(documents)"))
+            raise unfit_source(self.shown_name, reads=self.reads_sources, where=where)
+        condition = Condition(tuple(map(self._encoding, inputs))) if inputs else None
+        with under(self.hf, condition):
+            yield
+
+    def shape_given(self, documents: Iterable[object]) -> ModelShape:
+        """The shape beside an encoder that read what these carry, each input once: its mean positions."""
+        inputs = {given for given in map(given_of, documents) if given is not None}
+        if self.shape.encoder is None or not inputs:
+            return self.shape
+        positions = math.fsum(self._encoding(given).positions for given in inputs) / len(inputs)
+        return replace(self.shape, encoder=replace(self.shape.encoder, positions=positions))
+
+    def _encoding(self, given: Given) -> Encoding:
+        ids = list(given.tokens or self.tokenizer(given.text, verbose=False)["input_ids"])
+        where, window = f"the source {given.text[:40]!r}", self.hf.source_window
+        if not 0 < len(ids) <= (window or len(ids)):
+            takes = "one or more" if window is None else f"1 to {window:,}"
+            raise InputError(
+                f"the source has {len(ids):,} tokens, and the encoder of {self.shown_name} takes {takes}",
+                where=where,
+                fix="shorten it, or split it into several documents" if ids else "give it some text",
+            )
+        with evaluating(self.hf):
+            inputs = {"input_ids": torch.tensor([ids], device="cpu")}
+            made: Encoding = self.hf.encoding(tuple(ids), lambda: inputs)
+        return made
 
     @property
     def chat_template(self) -> str | None:
@@ -378,7 +435,7 @@ class Model:
 
         Raises ModelError if the text holds a token that the model has no embedding for.
         """
-        return self._with_rows(encode_text(self.tokenizer, self.bos_policy, text))
+        return self._with_rows(encode_text(self.tokenizer, self.bos_policy, text, target=self.reads_sources))
 
     @checked
     def encode_chat(self, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:

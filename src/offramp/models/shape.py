@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one weight, by what models are loaded in."""
@@ -11,15 +12,39 @@ DTYPES = tuple(ELEMENT_BYTES)
 
 
 @dataclasses.dataclass(frozen=True)
+class CrossShape:
+    """A decoder layer's attention to what an encoder read, with as many heads as to its own tokens; its K and
+    V are made once a request."""
+
+    key_value_width: int
+    """Elements kept per encoded position, read once a token."""
+    key_value_parameters: int
+    """Elements of the weights that make them, multiplied once per encoded position; no token's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderShape:
+    """The encoder beside a decoder, which runs once a request."""
+
+    parameters: int
+    """Elements of its weights, embeddings left out."""
+    positions: float
+    """That it gives the decoder to attend to: of a trace the mean over its documents, else of a probe."""
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerShape:
     """One decoder layer, measured from its modules."""
+
+    IF_ANY: ClassVar[tuple[str, ...]] = ("cross",)
 
     kind: str
     """Either "attention", "recurrent", "hybrid" (both in one layer) or "feedforward" (neither)."""
     parameters: int
     """Elements of every weight in the layer."""
     active_parameters: int
-    """Elements that one token multiplies (for a mixture of experts: routed and shared only)."""
+    """Elements that one token multiplies (for a mixture of experts: routed and shared only; without those of
+    `cross`)."""
     key_value_parameters: int
     """Elements of the weights that make K and V (0 without attention)."""
     key_value_width: int
@@ -42,11 +67,15 @@ class LayerShape:
     element_bytes: float | None = None
     """Mean bytes of one weight of this layer where that is not the model's (quantised weights, scales
     included), None otherwise."""
+    cross: CrossShape | None = None
+    """What it attends to beside its own tokens, None without an encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelShape:
     """A whole model: layers 1..L in order, the final norm ("tail") and the output head."""
+
+    IF_ANY: ClassVar[tuple[str, ...]] = ("encoder",)
 
     layers: tuple[LayerShape, ...]
     hidden_size: int
@@ -56,3 +85,5 @@ class ModelShape:
     """Elements of the output matrix (vocabulary x hidden), tied or not."""
     element_bytes: int
     """Bytes of one weight as it is loaded (`ELEMENT_BYTES`)."""
+    encoder: EncoderShape | None = None
+    """None for a model that has none."""

@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.kit.numbers import whole_number
+from offramp.models.checkpoint import read_config, reads_sources
 from offramp.models.loading import LOADING_ERRORS, know_family
 from offramp.models.source import ModelFiles
 
@@ -54,6 +55,12 @@ def build_skeleton(source: ModelFiles, *, dtype: str, trust_remote_code: bool = 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     auto_class: Any = AutoModelForCausalLM
     know_family(source)
+    if reads_sources(read_config(source.folder)):
+        raise ModelError(
+            "the layers of an encoder-decoder cannot be left on disk",
+            where=str(source.folder),
+            fix="use --no-stream, on a machine with enough memory",
+        )
     try:
         config = AutoConfig.from_pretrained(source.folder, **options)
         _check_not_quantised(config, source)

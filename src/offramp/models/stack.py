@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.models.calls import first_tensor, hidden_argument, hooked, replaced_forward, with_hidden
+from offramp.models.conditioned import probing
 from offramp.models.tensors import is_wrapped
 
 
@@ -62,6 +63,8 @@ class ExitStack:
     logit_scaling: LogitScaling | None
     position_axis: int
     """The axis of a layer's output that counts positions, from the end (-2 in [batch, positions, hidden])."""
+    handed_on: tuple[int, ...] = ()
+    """Places in layer 1's output, beside its state, of tensors that all later layers are given and return."""
     readout_kind: ReadoutKind = "fast"
     """How exits are read out: "fast" = logit_scaling(head(tail(h))); "stub" = the model's own forward with
     the core replaced; "swap" = the same with every layer passing the hidden state through."""
@@ -164,7 +167,8 @@ def _placeholder_ids(stack: ExitStack, hidden: Tensor) -> Tensor:
 def _read_stub(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
     output = with_hidden(stack.core_output, _chain(stack.core_tail, hidden))
     ids = _placeholder_ids(stack, hidden) if ids is None else ids
-    with replaced_forward({stack.core: lambda *arguments, **keywords: output}):
+    # What is read out is there already: any source will do.
+    with replaced_forward({stack.core: lambda *arguments, **keywords: output}), probing(stack.hf):
         logits: Tensor = stack.hf(input_ids=ids, use_cache=False).logits
     return logits
 
@@ -179,7 +183,7 @@ def _read_swap(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
     replacements = {
         layer: passing(output) for layer, output in zip(stack.layers, stack.layer_outputs, strict=True)
     }
-    with replaced_forward(replacements):
+    with replaced_forward(replacements), probing(stack.hf):
         logits: Tensor = stack.hf(input_ids=ids, use_cache=False).logits
     return logits
 

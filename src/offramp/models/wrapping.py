@@ -20,6 +20,7 @@ from offramp.errors import InputError, ModelError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.calls import first_tensor
 from offramp.models.checkpoint import LAYER_COUNT_KEYS, LAYERS_PER_STORED
+from offramp.models.conditioned import as_causal
 from offramp.models.discovery import find_stack
 from offramp.models.identity import VOLATILE_CONFIG_KEYS, ModelIdentity
 from offramp.models.loading import describe_model, require_in_memory
@@ -56,6 +57,7 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     _warn_of_foreign_code(hf, named)
     _require_sound_config(hf, named)
     check_finite(hf, named)
+    hf = as_causal(hf)
     with evaluating(hf):
         stack = find_stack(hf, name=named)
         shape = measure_shape(hf, stack)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from offramp.errors import WorkloadError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.arguments import settle_fields
+from offramp.kit.given import Given
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.rules import Beside
 
@@ -33,6 +34,8 @@ class Document:
     they say."""
     kind: str | None = None
     """Of generated ones the generator, None for others. Where few are picked, each kind has its turn."""
+    given: Given | None = None
+    """What an encoder-decoder reads, of which the text is what it is to write; None for a text alone."""
 
     def __post_init__(self) -> None:
         """Refuse what is no text or no token id."""
@@ -42,7 +45,8 @@ class Document:
     def content(self) -> list[Any]:
         """What is hashed of it: id and text, and whatever else says what the model is given."""
         tokens = [] if self.tokens is None else [list(self.tokens)]
-        return [self.id, self.text, *tokens, *([] if self.messages is None else [list(self.messages)])]
+        messages = [] if self.messages is None else [list(self.messages)]
+        return [self.id, self.text, *tokens, *messages, *([] if self.given is None else [self.given.content])]
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Workload:
                 raise WorkloadError("two documents have the same id", where=where, fix=fix)
             seen.add(document.id)
             said = [("id", document.id), ("text", document.text)]
+            said += [] if document.given is None else [("source", document.given.text)]
             for role, content in document.messages or ():
                 said += [("role", role), ("message", content)]
             for part, value in said:
@@ -106,6 +111,17 @@ class Workload:
 
     def __repr__(self) -> str:
         return f"Workload({self.name}, {self.mode}, {len(self.documents):,} documents)"
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether it is for an encoder-decoder: each text is what it is to write of a source."""
+        return any(document.given is not None for document in self.documents)
+
+    @property
+    def decoded_whole(self) -> bool:
+        """Whether what is decoded from is a prompt as it is, and not the start of a text: a decoder that is
+        given a source begins with nothing of the text."""
+        return self.mode == "generation" or self.has_sources
 
     @property
     def fingerprint(self) -> str:

@@ -21,6 +21,7 @@ from offramp.decoding.engine.products import few_rows_are_faster, transposed_is_
 from offramp.decoding.engine.sequences import Sequences
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.calls import LayerCall, first_tensor, is_cache
+from offramp.models.conditioned import probing
 from offramp.models.discovery import UNFIT_ERRORS, find_stack, probe_ids
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
@@ -121,9 +122,10 @@ def _is_replaced(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 
 def cache_keyword(model: Model) -> str:
     """Under which name a model takes a cache and returns it (see `find_cache_keyword`)."""
-    return find_cache_keyword(
-        model.hf, name=model.name, dtype=model.dtype, context_length=model.context_length
-    )
+    with probing(model.hf):
+        return find_cache_keyword(
+            model.hf, name=model.name, dtype=model.dtype, context_length=model.context_length
+        )
 
 
 def find_cache_keyword(hf: Any, *, name: str, dtype: str, context_length: int | None = None) -> str:
@@ -214,7 +216,8 @@ def engine_of(model: Model | Any) -> Engine:
         if stack is None:
             stack = find_stack(hf, name=name)
         if known is None:
-            known = _known[hf] = dataclasses.replace(_find_out(stack, name), transforms=transforms)
+            with probing(hf):
+                known = _known[hf] = dataclasses.replace(_find_out(stack, name), transforms=transforms)
     return _engine(stack, known)
 
 
@@ -294,7 +297,8 @@ def _decode_one(engine: Engine, ids: Tensor, name: str) -> tuple[list[KeptState]
     if inputs.hidden.dim() != 3:
         raise _unfit(name, f"its hidden state has {inputs.hidden.dim()} axes instead of 3")
     hidden, kept = inputs.hidden, []
-    for layer, call in zip(engine.stack.layers, inputs.calls, strict=True):
+    for index, layer in enumerate(engine.stack.layers):
+        call = sequences.call_of(inputs, index)
         state, hidden = find_kept_state(layer, call, sequences.cache, hidden)
         kept.append(state)
     return kept, sequences.read_out(hidden)

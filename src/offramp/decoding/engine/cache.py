@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from offramp.models.calls import CROSS
+
+OWN = "self_attention_cache"
+"""Where a cache of two keeps that of the decoder's own tokens, beside the encoder's (`calls.CROSS`)."""
+
 
 def own_cache(cache: Any) -> Any:
     """The cache of a decoder's own tokens, which some families keep beside one of an encoder's."""
-    return getattr(cache, "self_attention_cache", cache)
+    return getattr(cache, OWN, cache)
 
 
 def entries_of(cache: Any) -> list[Any]:
@@ -29,7 +35,31 @@ def at_length(cache: Any, length: int) -> Any:
     view: Any = object.__new__(_view_class(cast("Hashable", type(cache))))
     view.__dict__.update(cache.__dict__)
     view.__dict__["seen"] = length
+    if OWN in view.__dict__:  # whose length masks are made of
+        view.__dict__[OWN] = at_length(view.__dict__[OWN], length)
     return view
+
+
+def copied_to(cache: Any, length: int, rows: Tensor | None = None) -> Any:
+    """A cache of its own whose first layer holds the first positions of this one's; what that layer writes to
+    it stays there. rows: of the batch, None for all.
+    """
+    own = copy.copy(cache)
+    for name, value in vars(cache).items():
+        if isinstance(value, dict):
+            vars(own)[name] = dict(value)
+        elif name in (OWN, CROSS):
+            vars(own)[name] = copied_to(value, length if name == OWN else sys.maxsize, rows)
+        elif name == "layers" and value:
+            first = copy.copy(value[0])
+            if isinstance(first, GrowingLayer):
+                first.release()
+            for part in ("keys", "values"):
+                if isinstance(held := getattr(first, part, None), Tensor) and held.numel():
+                    held = held[..., :length, :]
+                    setattr(first, part, held if rows is None else held[rows])
+            own.layers = [first, *value[1:]]
+    return own
 
 
 @functools.cache
@@ -181,15 +211,19 @@ def kept_aside(cache: Any) -> Iterator[KeysAndValues]:
 
 
 @contextmanager
-def merging(cache: Any, others: KeysAndValues | None, order: Tensor, rows: Tensor) -> Iterator[None]:
+def merging(
+    cache: Any, others: KeysAndValues | None, order: Tensor, rows: Tensor, layer: int
+) -> Iterator[None]:
     """Within it, a layer that runs for some rows updates the cache for all.
 
     others: the other rows' K and V, None for a layer that writes none. order: where in (rows, others) each
-    row of the batch lies. rows: those that the layer runs for; it gets their K and V only.
+    row of the batch lies. rows: those that the layer, counted from 0, runs for; it gets their K and V only,
+    and those of what their encoder read.
     """
     if others is None:
         yield
         return
+    crossed = getattr(getattr(cache, CROSS, None), "layers", ())[layer : layer + 1]
     cache = own_cache(cache)
     update = cache.update
 
@@ -199,8 +233,16 @@ def merging(cache: Any, others: KeysAndValues | None, order: Tensor, rows: Tenso
         ]
         return tuple(held[rows] for held in update(*every, *arguments, **keywords))
 
-    with _replaced(cache, {"update": update_all}):
-        yield
+    # Some keep room for an encoder's that they have not.
+    whole = [(entry, entry.keys, entry.values) for entry in crossed if entry.keys is not None]
+    try:
+        for entry, keys, values in whole:
+            entry.keys, entry.values = keys[rows], values[rows]
+        with _replaced(cache, {"update": update_all}):
+            yield
+    finally:
+        for entry, keys, values in whole:
+            entry.keys, entry.values = keys, values
 
 
 LEAST_ROOM = 64

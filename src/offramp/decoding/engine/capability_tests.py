@@ -12,6 +12,7 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences, token_positions
 from offramp.errors import ModelError, raise_if_out_of_memory
+from offramp.models.conditioned import Conditioned, probing, under
 from offramp.models.discovery import UNFIT_ERRORS, special_tokens
 from offramp.models.tensors import largest_difference, largest_finite
 
@@ -21,6 +22,9 @@ PROMPT, NEW = 9, 4
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-5, torch.float16: 2.0**-8}
 # Longest prompt of a trial that has to reach beyond the keys that attention picks.
 LONGEST = 600
+
+# Tried on three rows, which have different sources where a model reads any.
+OF_ROWS = ("rebatch", "drop")
 
 # Where several positions, or rows with padding, are given at once.
 SEVERAL_AT_ONCE = ("recompute", "speculate", "lockstep")
@@ -41,7 +45,7 @@ def try_ability(engine: Engine, ability: str, prompt: int = PROMPT) -> str | Non
             return f"its attention picks {picked} keys, too many to try what happens beyond them"
         prompt = max(prompt, picked + PROMPT) if picked else prompt
     try:
-        with torch.no_grad():
+        with torch.no_grad(), probing(engine.hf, 3 if ability in OF_ROWS else 1):
             return TRIALS[ability](engine, random_ids(engine, 3, prompt + NEW))
     except (*UNFIT_ERRORS, ModelError) as error:
         raise_if_out_of_memory(error)
@@ -196,10 +200,26 @@ def _monotone(engine: Engine, ids: Tensor) -> str | None:
 
 
 def _lockstep(engine: Engine, ids: Tensor) -> str | None:
+    if isinstance(engine.hf, Conditioned):
+        return _lockstep_of_sources(engine, ids)
     alone, together = _padded(engine, ids)
     if all(map(_comparison(engine), together, alone)):
         return None
     return "a row with padding on its left gets other logits than alone"
+
+
+def _lockstep_of_sources(engine: Engine, ids: Tensor) -> str | None:
+    """Rows of one length whose sources are not: each alone, and all together."""
+    condition = engine.hf.probing(len(ids))
+    alone = []
+    for row in range(len(ids)):
+        with under(engine.hf, condition.of_rows([row])):
+            alone.append(_full(engine, ids[row : row + 1]))
+    with under(engine.hf, condition):
+        together = _full(engine, ids)
+    if all(map(_comparison(engine), together, map(torch.cat, zip(*alone, strict=True)))):
+        return None
+    return "a row gets other logits beside one with a longer source than alone"
 
 
 def _padded(engine: Engine, ids: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.products import few_rows
 from offramp.errors import ModelError
 from offramp.models.calls import LayerCall, Recorder, caches_among, first_tensor
+from offramp.models.conditioned import condition_of, under
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Inputs:
     """The embedding [rows, end - start, hidden]."""
     calls: list[LayerCall]
     """The other arguments of every layer."""
+    rows: NDArray[np.int64] | None = None
+    """Of the batch, those that they are for; None for all."""
+    handed_on: list[Any] = field(default_factory=list)
+    """Layer 1's output, once it is known, where it hands something on beside its state."""
 
 
 def token_positions(ids: Tensor, mask: Tensor | None, start: int, end: int) -> Tensor:
@@ -67,6 +72,7 @@ class Sequences:
     padding. cache: transformers' own, its layers of full attention growing in place; None before the first
     inputs. meter: counts every layer that runs.
     lengths: per layer, how many positions it has run or written; a layer takes the next ones only.
+    What an encoder read for them is what the model is given while they are made (`Model.given`).
     """
 
     def __init__(self, engine: Engine, ids: Tensor, mask: Tensor | None, meter: Meter) -> None:
@@ -77,6 +83,7 @@ class Sequences:
         self.meter = meter
         self.lengths = [0] * engine.layers
         self._record = Recorder(engine.stack)
+        self._condition = condition_of(engine.hf)
         self._inputs: dict[tuple[int, int], Inputs] = {}
         self._inputs_of_rows: dict[tuple[int, int, tuple[int, ...]], Inputs] = {}
 
@@ -114,11 +121,15 @@ class Sequences:
         Kept until more tokens are fed, so that asking twice costs nothing.
         """
         if (start, end) not in self._inputs:
-            self._inputs[start, end] = self._recorded(self.ids, self.mask, start, end)
+            self._inputs[start, end] = self._recorded(start, end)
         return self._inputs[start, end]
 
     @torch.no_grad()
-    def _recorded(self, ids: Tensor, mask: Tensor | None, start: int, end: int) -> Inputs:
+    def _recorded(self, start: int, end: int, rows: NDArray[np.int64] | None = None) -> Inputs:
+        ids, mask, condition = self.ids, self.mask, self._condition
+        if rows is not None:
+            ids, mask = ids[rows], None if mask is None else mask[rows]
+            condition = None if condition is None else condition.of_rows(rows.tolist())
         keywords: dict[str, Any] = {}
         view = None
         if self.cache is not None:
@@ -128,7 +139,8 @@ class Sequences:
             keywords["attention_mask"] = mask[:, :end]
         if self.engine.takes_positions:
             keywords["position_ids"] = token_positions(ids, mask, start, end)
-        hidden, calls = self._record(input_ids=ids[:, start:end], use_cache=True, **keywords)
+        with under(self.engine.hf, condition):
+            hidden, calls = self._record(input_ids=ids[:, start:end], use_cache=True, **keywords)
         if view is None:
             self.cache = next(
                 iter(caches_among([[call.keywords, call.before, call.after] for call in calls]))
@@ -137,7 +149,32 @@ class Sequences:
         else:
             calls = [call.with_cache(view, self.cache) for call in calls]
         self.meter.lap("overhead")
-        return Inputs(start, end, hidden, calls)
+        return Inputs(start, end, hidden, calls, rows)
+
+    def call_of(self, inputs: Inputs, index: int) -> LayerCall:
+        """What a layer, counted from 0, is called with, what layer 1 hands on included."""
+        call = inputs.calls[index]
+        if not index or not self.engine.stack.handed_on:
+            return call
+        if not inputs.handed_on:
+            inputs.handed_on.append(self._run_aside(inputs))
+        return call.with_handed_on(inputs.handed_on[0])
+
+    def _run(self, inputs: Inputs, index: int, hidden: Tensor) -> Tensor:
+        """Run a layer, counted from 0."""
+        arguments, keywords = self.call_of(inputs, index).arguments(hidden)
+        output = self.engine.stack.layers[index](*arguments, **keywords)
+        if index == 0 and self.engine.stack.handed_on and not inputs.handed_on:
+            inputs.handed_on.append(output)
+        return first_tensor(output)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _run_aside(self, inputs: Inputs) -> Any:
+        """Layer 1's output at positions that it ran at another time, for what it hands on; nothing stays."""
+        rows = None if inputs.rows is None else torch.from_numpy(inputs.rows).to(inputs.hidden.device)
+        call = inputs.calls[0].with_cache(self.cache, caching.copied_to(self.cache, inputs.start, rows))
+        arguments, keywords = call.arguments(inputs.hidden)
+        return self.engine.stack.layers[0].forward(*arguments, **keywords)
 
     @torch.no_grad()
     def run(self, hidden: Tensor, inputs: Inputs, first: int, last: int) -> Tensor:
@@ -149,13 +186,12 @@ class Sequences:
 
     def run_differentiable(self, hidden: Tensor, inputs: Inputs, first: int, last: int) -> Tensor:
         """The same for training: gradients flow through the states, also by the K and V that are cached."""
-        layers, rows = self.engine.stack.layers, hidden.shape[0] * hidden.shape[1]
+        rows = hidden.shape[0] * hidden.shape[1]
         with few_rows(self.engine.linears[first:last], rows):
             for index in range(first, last):
                 self._advance(index, inputs)
-                arguments, keywords = inputs.calls[index].arguments(hidden)
                 self.meter.count("layers", index + 1, rows)
-                hidden = first_tensor(layers[index](*arguments, **keywords))
+                hidden = self._run(inputs, index, hidden)
         self.meter.lap("layers")
         return hidden
 
@@ -205,7 +241,7 @@ class Sequences:
                 continue
             state = hidden if isinstance(hidden, Tensor) else hidden[index - first]
             rows = state.shape[0] * state.shape[1]
-            arguments, keywords = inputs.calls[index].arguments(state)
+            arguments, keywords = self.call_of(inputs, index).arguments(state)
             self.meter.count("K,V projection", index + 1, rows)
             if kept.updates:
                 with counting_updates(self.cache, stop_after=kept.updates):
@@ -245,15 +281,16 @@ class Sequences:
             written = None
             if self.engine.kept[index].entries:
                 self.meter.count("K,V projection", index + 1, len(others))
+                state = left if isinstance(left, Tensor) else left[index - first]
+                arguments, keywords = self.call_of(gone, index).arguments(state)
                 with kept_aside(self.cache) as written:
-                    state = left if isinstance(left, Tensor) else left[index - first]
-                    arguments, keywords = gone.calls[index].arguments(state)
                     layer.forward(*arguments, **keywords)
                 self.meter.lap("K,V repair")
-            arguments, keywords = going.calls[index].arguments(hidden)
+            call = self.call_of(going, index)  # while the cache is as it was
             self.meter.count("layers", index + 1, len(rows))
             linears = self.engine.linears[index : index + 1]
-            with merging(self.cache, written, order, kept_rows), few_rows(linears, len(rows)):
+            with merging(self.cache, written, order, kept_rows, index), few_rows(linears, len(rows)):
+                arguments, keywords = call.arguments(hidden)
                 hidden = first_tensor(layer(*arguments, **keywords))
             self.meter.lap("layers")
         return hidden
@@ -262,8 +299,7 @@ class Sequences:
         """The inputs of some rows at one position."""
         key = (start, start + 1, tuple(rows.tolist()))
         if key not in self._inputs_of_rows:
-            mask = None if self.mask is None else self.mask[rows]
-            self._inputs_of_rows[key] = self._recorded(self.ids[rows], mask, start, start + 1)
+            self._inputs_of_rows[key] = self._recorded(start, start + 1, rows)
         return self._inputs_of_rows[key]
 
     @torch.no_grad()
@@ -318,6 +354,8 @@ class Sequences:
         """Keep only these rows, in this order: tokens, mask and cache."""
         chosen = torch.as_tensor(np.asarray(rows, dtype=np.int64), device=self.ids.device)
         self.ids = self.ids[chosen]
+        if self._condition is not None:
+            self._condition = self._condition.of_rows(chosen.tolist())
         if self.mask is not None:
             self.mask = self.mask[chosen]
         if self.cache is not None:

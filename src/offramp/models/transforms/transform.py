@@ -194,9 +194,10 @@ def apply_transform(transform: Transform, model: Model) -> Model:
 
     Raises what the transform refuses, and InputError for one of others that fails, or gives no model.
     """
+    from offramp.models.conditioned import probing
     from offramp.models.model import Model
 
-    with asking(transform, f"the transform {transform.name}"):
+    with asking(transform, f"the transform {transform.name}"), probing(model.hf):
         found: object = transform.apply(model)
     if not isinstance(found, Model):
         shown = f"the transform {transform.name} gives an object of type {type(found).__name__}, not a Model"

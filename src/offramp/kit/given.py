@@ -1,0 +1,69 @@
+"""What a model is given beside token ids: the source text of an encoder-decoder. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from offramp.errors import InputError
+from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.arguments import settle_fields
+from offramp.kit.numbers import Whole
+
+
+@dataclass(frozen=True)
+class Given:
+    """One input of an encoder. Raises InputError for a source that says nothing."""
+
+    text: str = ""
+    """What is read, where it is a text."""
+    tokens: tuple[Whole, ...] | None = None
+    """The encoder's token ids, exactly these, where there is no text to encode."""
+    kind: Literal["text"] = "text"
+
+    def __post_init__(self) -> None:
+        """Refuse what says nothing."""
+        settle_fields(self, InputError)
+        if not (self.text.strip() if self.tokens is None else self.tokens):
+            raise InputError("the source is empty", where="source", fix="give it some text")
+
+    @property
+    def content(self) -> list[Any]:
+        """What is hashed of it."""
+        return [self.kind, self.text, *([] if self.tokens is None else [list(self.tokens)])]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of it: equal exactly when the encoder reads the same."""
+        return sha256_of_text(canonical_json(self.content))
+
+
+class GivenIds(tuple[int, ...]):
+    """Token ids of a prompt that know what the model is given beside them; two that differ in it differ."""
+
+    given: Given | None
+
+    @classmethod
+    def of(cls, ids: Iterable[int], given: Given | None) -> tuple[int, ...]:
+        """The ids as a plain tuple where nothing is given."""
+        if given is None:
+            return tuple(ids)
+        made = cls(ids)
+        made.given = given
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return tuple.__eq__(self, other) is True and self.given == given_of(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((tuple(self), self.given))
+
+
+def given_of(carrier: object) -> Given | None:
+    """What comes with a document, a context, a sequence or a prompt, or is it itself; None without any."""
+    given = getattr(carrier, "given", carrier)
+    return given if isinstance(given, Given) else None
