@@ -48,7 +48,7 @@ class Bench:
 
     model: Model
     profile: TimingsProfile
-    prompts: list[list[int]]
+    prompts: list[Sequence[int]]
     options: argparse.Namespace
 
     def measure(

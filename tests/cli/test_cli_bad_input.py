@@ -391,7 +391,7 @@ def test_a_bad_gguf_file(documents: Path, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("workload", "what", "fix"),
     [
-        ("proes", "no workload 'proes'", "did you mean prose?"),
+        ("proes", "no workload 'proes'", "did you mean prose or pairs?"),
         ("txt:no-such-file", "does not exist", "check the path"),
         ("txt:latin.txt", "not UTF-8", ""),
         ("documents", "no workload 'documents'", "txt:documents"),

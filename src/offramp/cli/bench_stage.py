@@ -74,7 +74,7 @@ def time_and_show(asked: Bench, out: Output) -> None:
     if asked.processes > 1:
         results = measured_in_processes(asked, out)
     else:
-        results = measured_results(asked.load(), asked, out)
+        results = measured_results(asked.load(asked.text), asked, out)
     if asked.output is not None:
         write_results(asked.output, results)
         out.say(f"written: {asked.output}")
@@ -106,12 +106,12 @@ def measured_results(model: Model, asked: Bench, out: Output) -> list[BenchResul
     return results
 
 
-def prompts_for(model: Model, asked: Bench) -> tuple[list[list[int]], tuple[str, ...]]:
+def prompts_for(model: Model, asked: Bench) -> tuple[list[Sequence[int]], tuple[str, ...]]:
     """Prompts of documents that the policy was not searched on; with a note of any, if there are too few."""
     tuned = asked.options.tuned
     searched = () if tuned is None else tuned.document_texts.get("search", ())
 
-    def found(apart: Sequence[str]) -> list[list[int]]:
+    def found(apart: Sequence[str]) -> list[Sequence[int]]:
         return prompts_of(
             model,
             asked.text,
@@ -131,7 +131,7 @@ def prompts_for(model: Model, asked: Bench) -> tuple[list[list[int]], tuple[str,
     return found(()), (SEARCHED,)
 
 
-def setting_of(model: Model, asked: Bench, prompts: list[list[int]], batch: int) -> Setting:
+def setting_of(model: Model, asked: Bench, prompts: list[Sequence[int]], batch: int) -> Setting:
     """What is timed at one batch size: so many batches of prompts as were asked for, if there are enough.
 
     Raises InputError for what does not fit the model.
@@ -400,6 +400,7 @@ def combine_and_show(asked: Bench, out: Output) -> None:
     """Time what was asked for, show it, and keep it where that was asked for."""
     with stage("loading the model and checking its exits"):
         found = asked.find(asked.model)
+        found.require_fitting([asked.text])
         read_accelerations(asked.combine, found.dtype)
         model = found.load()
     result = _combined(model, asked)

@@ -17,6 +17,7 @@ from offramp.cli.shared_options import Leaving
 from offramp.defaults import NEW_TOKENS
 from offramp.errors import InputError, OfframpError
 from offramp.files import read_given_text
+from offramp.kit.given import Given, GivenIds
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.request import Request, flags
 from offramp.kit.rules import Temperature, TopP, only_if
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from offramp.decoding.generation.prompts import PromptBatch
     from offramp.decoding.generation.result import BatchGeneration
     from offramp.models.model import Model
+    from offramp.tracing.loading import ModelRequest
 
 
 FULL_MODEL = "never"
@@ -48,6 +50,8 @@ class Completion(Leaving, ReadThrough, Request):
     """The text to go on from; "-" reads it; several are decoded together."""
     prompt_files: Annotated[tuple[Path, ...], flags("--prompt-file")] = ()
     """A file with one prompt, its last line end left out; or "-"."""
+    sources: Annotated[tuple[str, ...], flags("--source")] = ()
+    """What an encoder-decoder reads, in the place of a prompt; several are decoded together."""
     policy: Annotated[str, flags("--policy", "-p")] = FULL_MODEL
     kv: Annotated[StrategyName | None, exiting] = None
     heads: Annotated[Path | None, exiting] = None
@@ -55,7 +59,7 @@ class Completion(Leaving, ReadThrough, Request):
     lookup: Annotated[
         Whole,
         only_if(
-            lambda asked: len((*asked.prompts, *asked.prompt_files)) == 1,
+            lambda asked: len((*asked.prompts, *asked.prompt_files, *asked.sources)) == 1,
             "with several prompts",
             "one --prompt",
         ),
@@ -76,7 +80,7 @@ class Completion(Leaving, ReadThrough, Request):
     batching: Annotated[
         BatchingName | None,
         only_if(
-            lambda asked: len((*asked.prompts, *asked.prompt_files)) != 1,
+            lambda asked: len((*asked.prompts, *asked.prompt_files, *asked.sources)) != 1,
             "with one prompt",
             "another --prompt",
         ),
@@ -99,8 +103,24 @@ class Completion(Leaving, ReadThrough, Request):
 
     @cached_property
     def texts(self) -> list[str]:
-        """The prompts. Raises InputError."""
-        return read_prompts(self.prompts, self.prompt_files)
+        """The prompts, or the sources. Raises InputError."""
+        if not self.sources:
+            return read_prompts(self.prompts, self.prompt_files)
+        if self.prompts or self.prompt_files:
+            raise InputError(
+                "a source is read by an encoder-decoder, whose answers begin with no prompt",
+                where="--source",
+                fix="give --source TEXT alone, or --prompt TEXT to a causal language model",
+            )
+        for source in self.sources:
+            Given(source)
+        return list(self.sources)
+
+    def find(self, model: str) -> ModelRequest:
+        """The files, refused where they read no source and there is one, or the other way round."""
+        found = super().find(model)
+        found.require_sources(bool(self.sources), "--source" if self.sources else "--prompt")
+        return found
 
     @property
     def heads_file(self) -> Path | None:
@@ -173,7 +193,10 @@ def generate(asked: Completion, out: Output) -> None:
     from offramp.kit.typed import to_json
 
     model = asked.load()
-    prompts = prompt_batch(model, asked.texts, chat=asked.chat)
+    if asked.sources:
+        prompts = prompt_batch(model, "", chat=False, source=asked.texts)
+    else:
+        prompts = prompt_batch(model, asked.texts, chat=asked.chat)
     summary = console(sys.stderr)
     if asked.chat and model.uses_plain_chat_template:
         summary.print("the model has no chat template: a plain turn is used")
@@ -233,15 +256,16 @@ def _generated(
     with warnings.catch_warnings():
         # A broken logit is told as the command's error, below the text.
         warnings.filterwarnings("ignore", "the generation stopped", RuntimeWarning)
-        return generate_batch(
-            model,
-            prompts.ids,
-            prompts.mask,
-            asked.options.for_task(None),
-            seed=asked.seed,
-            streamer=streamer,
-            **asked.sampling,
-        )
+        with model.given(prompts.given):
+            return generate_batch(
+                model,
+                prompts.ids,
+                prompts.mask,
+                asked.options.for_task(None),
+                seed=asked.seed,
+                streamer=streamer,
+                **asked.sampling,
+            )
 
 
 def _checked(model: Model, asked: Completion, prompts: PromptBatch, batch: BatchGeneration) -> FullModelCheck:
@@ -252,11 +276,15 @@ def _checked(model: Model, asked: Completion, prompts: PromptBatch, batch: Batch
 
     with stage("the full model's own answer"):
         options = replace(FULL_MODEL, new_tokens=asked.options.new_tokens)
-        plain = generate_batch(model, prompts.ids, prompts.mask, options)
+        with model.given(prompts.given):
+            plain = generate_batch(model, prompts.ids, prompts.mask, options)
         pairs = list(zip(batch.rows, plain.rows, strict=True))
         quality = free_running(
             model,
-            [ids[mask.bool()].tolist() for ids, mask in zip(prompts.ids, prompts.mask, strict=True)],
+            [
+                GivenIds.of(ids[mask.bool()].tolist(), given)
+                for ids, mask, given in zip(prompts.ids, prompts.mask, prompts.given, strict=True)
+            ],
             [row.tokens for row, _ in pairs],
             [own.tokens for _, own in pairs],
         )

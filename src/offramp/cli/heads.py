@@ -158,7 +158,7 @@ def fit(asked: HeadFitting, out: Output) -> None:
     whole = None if asked.add_to is None else read_heads(asked.add_to)
     if whole is not None:
         require_no_maps_lost(asked, whole)
-    model = asked.load()
+    model = asked.load(*works)
     if whole is not None:
         require_base(whole, {"name": model.shown_name, **model.identity.to_json()}, str(asked.add_to))
 
@@ -300,7 +300,7 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
 
     left = [len(left_for_tuning(work)) for work in works]
     out.say(*(heads_shown.left_to_certify(work.name, count) for work, count in zip(works, left, strict=True)))
-    model = asked.load()
+    model = asked.load(*works)
     if isinstance(asked, GateTraining):
         from offramp.training import gate_training
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from offramp.heads.exit_heads import ExitHeads
     from offramp.models.model import Model
     from offramp.tracing.trace import Trace
+    from offramp.workloads.workload import Workload
 
 
 SPECULATE = "speculate"
@@ -82,13 +83,14 @@ class Leaving(Keeping, OnModel):
             new_tokens=self.new_tokens,
         )
 
-    def load(self) -> Model:
-        """The model, once its files, the policy and the exit heads fit each other.
+    def load(self, *workloads: Workload) -> Model:
+        """The model, once its files, the workloads, the policy and the exit heads fit each other.
 
         Raises ModelError or InputError.
         """
         with stage("loading the model and checking its exits"):
             found = self.find(self.model)
+            found.require_fitting(workloads)
             self.options.check_asked(found, self.heads_file)
             return found.load()
 

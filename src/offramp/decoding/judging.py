@@ -14,6 +14,7 @@ from torch import Tensor
 from offramp.defaults import DRAWS, SEED
 from offramp.errors import InputError
 from offramp.heads.output_head import TILE
+from offramp.kit.given import GivenIds, given_of
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.policies.figures import FreeRunning
@@ -49,7 +50,9 @@ def judge(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> JudgedA
     Raises InputError for an empty prompt or answer, and if a logit is not finite where it is needed.
     """
     ids = _padded(model, [(prompt, answer)])
-    return _of_answer(model.stack, last_states(model, ids), ids, len(prompt), answer)
+    with model.given([prompt]):
+        states = last_states(model, ids)
+    return _of_answer(model.stack, states, ids, len(prompt), answer)
 
 
 class Judge:
@@ -81,7 +84,8 @@ class Judge:
     def _judge_together(self, pairs: Sequence[Pair]) -> list[JudgedAnswer] | None:
         """All in one forward; None if the layers' outputs do not keep one row for each sequence."""
         ids, stack = _padded(self.model, pairs), self.model.stack
-        states = last_states(self.model, ids)
+        with self.model.given([prompt for prompt, _ in pairs]):
+            states = last_states(self.model, ids)
         if states.dim() != 3 or stack.position_axis != -2 or len(states) != len(pairs):
             return None
         return [
@@ -232,7 +236,7 @@ def _units(prompts: Sequence[Tokens], batch: int) -> NDArray[np.int64]:
     unit = [place // batch for place in range(len(prompts))]
     first: dict[tuple[int, ...], int] = {}
     for place, prompt in enumerate(prompts):
-        old, new = unit[place], first.setdefault(tuple(prompt), unit[place])
+        old, new = unit[place], first.setdefault(GivenIds.of(prompt, given_of(prompt)), unit[place])
         unit = [new if number == old else number for number in unit]
         first = {key: new if number == old else number for key, number in first.items()}
     return np.unique(unit, return_inverse=True)[1].astype(np.int64)
@@ -260,11 +264,12 @@ def full_models_choices(judged: JudgedAnswer, shared: int, dtype: str) -> NDArra
 
 def _one(model: Model, known: Judgements, prompt: Tokens, answer: Tokens, plain: Tokens) -> tuple[float, ...]:
     """Sums of one prompt: divergence, match, agreeing tokens, NLL of both answers, lengths of both."""
+    asked = GivenIds.of(prompt, given_of(prompt))
     for tokens in (answer, plain):
-        key = (tuple(prompt), tuple(tokens))
+        key = (asked, tuple(tokens))
         if key not in known:
             known[key] = judge(model, prompt, tokens)
-    judged, judged_plain = (known[tuple(prompt), tuple(tokens)] for tokens in (answer, plain))
+    judged, judged_plain = (known[asked, tuple(tokens)] for tokens in (answer, plain))
     shared = tokens_before_divergence(answer, plain)
     same = list(answer) == list(plain)
     agreeing = int(full_models_choices(judged, shared, model.dtype).sum())

@@ -51,6 +51,8 @@ def _start_of(model: Model, workload: Workload, document: Document, most: int) -
     encode = model.encode_chat if workload.chat else model.encode
     if workload.mode == "generation":
         return encode_prompt(encode, document, workload.prompt_tokens)
+    if document.given is not None:  # what stands in front of every answer
+        return encode_prompt(encode, document, 1)
     return encode_prompt(encode, document, most)
 
 
@@ -62,7 +64,7 @@ def _room(model: Model, workload: Workload, prompt_tokens: int, new_tokens: int)
     if model.context_length is None:
         return None
     room = model.context_length - new_tokens
-    if workload.mode == "text" and prompt_tokens > room:
+    if not workload.decoded_whole and prompt_tokens > room:
         least = f"lower --prompt-tokens to {room}, or " if room > 0 else ""
         raise InputError(
             f"prompts of {prompt_tokens} tokens do not leave room for {new_tokens} new tokens in the context "
@@ -113,7 +115,7 @@ def choose_openings(
     Raises InputError for an opening that leaves no room for the answer, whatever the document.
     """
     room = _room(model, workload, prompt_tokens, new_tokens)
-    whole = workload.mode == "generation"
+    whole = workload.decoded_whole
     texts = {document.id: document for document in workload.documents}
     traced = {record.id for record in trace.documents}
     left_out: Counter[str] = Counter()
@@ -181,7 +183,7 @@ def prompts_of(
     prompt_tokens: int = PROMPT_TOKENS,
     heads: Sequence[ExitHeads] = (),
     apart: Sequence[Sketch] = (),
-) -> list[list[int]]:
+) -> list[Sequence[int]]:
     """Token ids of `count` prompts that leave room for the new tokens; up to `most` if there are more.
 
     Documents are taken from the last one on: tracing, fitting and tuning begin with the first, and quality is
@@ -199,11 +201,13 @@ def prompts_of(
     fitted.update(trained.documents.get(workload.fingerprint, ()))
     texts = [*trained.texts, *(sketch for fitting in heads for sketch in fitting.seen_texts or ()), *apart]
     documents = without_shared_text(workload.documents, texts) if texts else workload.documents
-    prompts: list[list[int]] = []
+    prompts: list[Sequence[int]] = []
     for document in reversed(documents):
         if document.id in fitted:
             continue
-        ids = list(_start_of(model, workload, document, prompt_tokens))
+        ids: Sequence[int] = _start_of(model, workload, document, prompt_tokens)
+        if document.given is None:
+            ids = list(ids)
         if ids and (room is None or len(ids) <= room):
             prompts.append(ids)
         if len(prompts) == max(count, most or 0):
@@ -275,7 +279,7 @@ def pick_prompts(
             if len(prompts) == count:
                 break
             ids = _start_of(model, workload, document, OPENING_TOKENS)
-            whole = workload.mode == "generation"
+            whole = workload.decoded_whole
             fits = 0 < len(ids) <= LONGEST_PROMPT if whole else len(ids) == OPENING_TOKENS
             if fits and (model.context_length is None or len(ids) + new_tokens <= model.context_length):
                 prompts[document.id] = ids

@@ -31,6 +31,7 @@ from offramp.policies.prices import (
     price_notes,
     prices_at,
     probes_made,
+    request_notes,
 )
 from offramp.scoring.documents import fact_of
 from offramp.scoring.estimate import Draws, Estimate
@@ -158,13 +159,14 @@ def replay(
     at = prices_for(trace, machine, kv, batch=batch, position=position)
     trace, decisions, charge = run.trace, run.decisions, Charge.of(run, kv)
     breakdown, unprobed = charge.breakdown(at), charge.breakdown(at, checks_free=True)
+    speedup_in_flops = charge.breakdown(in_flops).speedup
     return ReplayResult(
         policy=policy,
         exits=decisions.exits,
         probes=probes_made(decisions),
         skip_ratio=charge.skip_ratio,
         net_speedup=breakdown.speedup,
-        predicted_speedup_flops=charge.breakdown(in_flops).speedup,
+        predicted_speedup_flops=speedup_in_flops,
         speedup_without_probes=unprobed.speedup,
         probe_share=1.0 - unprobed.total / breakdown.total,
         **_quality(trace, charge.outputs),
@@ -178,6 +180,7 @@ def replay(
         breakdown=breakdown,
         gain=breakdown.gain,
         notes=(
+            *request_notes(trace, speedup_in_flops),
             *lookup_notes(given, machine),
             *price_notes(machine, trace, breakdown.batches),
             *derived_notes(machine, breakdown, lens=fitted_sizes(trace).lens),

@@ -236,6 +236,7 @@ def carry_out(
     given = None if asked.heads_file is None else _read_with_record(asked.heads_file)
     with stage("looking at the model's files"):
         model = asked.find(asked.name)
+        model.require_fitting(workloads)
     if given is not None:
         model.require_heads(given, str(asked.heads))
     if asked.hardware != LOCAL:

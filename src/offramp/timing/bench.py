@@ -21,6 +21,7 @@ from offramp.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
 from offramp.kit.arguments import checked, settled
+from offramp.kit.given import GivenIds
 from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
 from offramp.kit.rules import Margin
 from offramp.models.model import Model, in_evaluation
@@ -254,14 +255,16 @@ def forecasts_of(
 
 def prompts_and_answers(
     setting: Setting, decoded: Mapping[int, DecodedBatch]
-) -> tuple[list[list[int]], list[tuple[int, ...]]]:
+) -> tuple[list[Sequence[int]], list[tuple[int, ...]]]:
     """Every prompt that was decoded, and its answer; those that filled up the last batch are left out."""
     places = sorted(decoded)
-    prompts = [
-        ids[kept.bool()].tolist()
-        for place in places
-        for ids, kept in zip(setting.prompts[place].ids, setting.prompts[place].mask, strict=True)
-    ]
+    prompts: list[Sequence[int]] = []
+    for batch in map(setting.prompts.__getitem__, places):
+        for ids, kept, given in zip(
+            batch.ids, batch.mask, batch.given or [None] * len(batch.ids), strict=True
+        ):
+            own = ids[kept.bool()].tolist()
+            prompts.append(own if given is None else GivenIds.of(own, given))
     filled = len(setting.prompts) * setting.batch - setting.distinct
     count = len(prompts) - (filled if places[-1] == len(setting.prompts) - 1 else 0)
     return prompts[:count], [tokens for place in places for tokens in decoded[place].tokens][:count]

@@ -331,7 +331,7 @@ def _at_full_depth(model: Model, prompt: Sequence[int], answer: Sequence[int]) -
 def _as_decoded(model: Model, cell: DecodingOptions, prompt: Sequence[int], answer: Sequence[int]) -> float:
     """Share of an answer's tokens that the policy's outputs choose when it is fed instead of them."""
     ids, forced = (torch.tensor([list(tokens)], device=model.hf.device) for tokens in (prompt, answer))
-    with own_config(model.hf, plain_config(len(answer))):
+    with own_config(model.hf, plain_config(len(answer))), model.given([prompt]):
         found = generate_batch(model, ids, options=replace(cell, new_tokens=len(answer)), force_tokens=forced)
     return float(np.mean(np.array(found.rows[0].chosen) == np.array(answer)))
 

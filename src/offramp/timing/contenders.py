@@ -262,7 +262,8 @@ def _in_our_loop(name: str, role: str, setting: Setting, cell: DecodingOptions) 
 
 def decode_timed(setting: Setting, cell: DecodingOptions, prompts: PromptBatch) -> BatchGeneration:
     """One decoding of a batch of prompts with a policy that splits its seconds into parts."""
-    with own_config(setting.model.hf, plain_config(setting.new_tokens)):
+    configured = own_config(setting.model.hf, plain_config(setting.new_tokens))
+    with configured, setting.model.given(prompts.given):
         return generate_batch(
             setting.model,
             prompts.ids,

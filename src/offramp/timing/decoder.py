@@ -18,6 +18,7 @@ from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.models.calls import first_tensor
+from offramp.models.conditioned import own_model, probing
 from offramp.models.devices import synchronise
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
@@ -317,7 +318,8 @@ def generate(
     Raises ModelError if it gives fewer, and whatever transformers raises.
     """
     first = FirstTokens()
-    with torch.no_grad(), own_config(model.hf, plain_config(new_tokens, **(config or {}))):
+    configured = own_config(model.hf, plain_config(new_tokens, **(config or {})))
+    with torch.no_grad(), configured, model.given(prompts.given):
         wait_for(prompts)
         started = time.perf_counter()
         ids = model.hf.generate(prompts.ids, attention_mask=prompts.mask, streamer=first, **keywords)
@@ -351,9 +353,11 @@ def generate_repeatedly(
     room = (model.context_length or len(prompt) + new_tokens + 1) - 1
     new_tokens = max(1, min(new_tokens, room - 1))
     batch = PromptBatch.of([list(prompt)[: max(1, room - new_tokens)]], PADDING, model.hf.device)
+    batch = replace(batch, given=())  # any source will do
     try:
-        generate(model, batch, 2)
-        return [generate(model, batch, new_tokens + 1) for _ in range(repeats)]
+        with probing(model.hf):
+            generate(model, batch, 2)
+            return [generate(model, batch, new_tokens + 1) for _ in range(repeats)]
     except UNFIT_ERRORS as error:
         raise cannot_generate(model, error) from error
 
@@ -379,7 +383,7 @@ def layers_of_draft(model: Model, ids: Tensor, exit: int) -> int:
     ids: int64 [1, positions]. Many families ignore it and run all.
     """
     count = LayerCount(model.stack)
-    with own_config(model.hf, model.hf.generation_config), count.attached():
+    with own_config(model.hf, model.hf.generation_config), count.attached(), probing(model.hf):
         _base(model.hf).config.num_hidden_layers = exit
         model.hf(input_ids=ids, use_cache=False)
     return sum(count.calls)
@@ -417,7 +421,7 @@ class LoopRunning(Running):
 
     def __init__(self, model: Model, prompts: PromptBatch, options: DecodingOptions) -> None:
         self._model = model
-        with own_config(model.hf, plain_config(options.new_tokens)):
+        with own_config(model.hf, plain_config(options.new_tokens)), model.given(prompts.given):
             self._loop = hold_batch(model, prompts.ids, prompts.mask, options)
         self._steps = self._loop.steps()
         self.step()
@@ -459,7 +463,8 @@ class PlainRunning(Running):
         self._model, self._prompt, self._rows = model, prompts.ids.shape[1], len(prompts.ids)
         self._ids = prompts.ids
         self._given: Mapping[str, Any] = {}
-        with torch.no_grad(), own_config(model.hf, plain_config(new_tokens)):
+        configured = own_config(model.hf, plain_config(new_tokens))
+        with torch.no_grad(), configured, model.given(prompts.given):
             model.hf.generate(
                 prompts.ids, attention_mask=prompts.mask, custom_generate=self._take, **keywords
             )
@@ -491,12 +496,14 @@ class PlainRunning(Running):
 
     @torch.no_grad()
     def _advance(self, *, first: bool) -> None:
-        hf = self._model.hf
+        hf = own_model(self._model.hf)
         inputs = hf.prepare_inputs_for_generation(
             self._ids, next_sequence_length=None if first else 1, is_first_iteration=first, **self._given
         )
         outputs = hf(**inputs, return_dict=True)
-        self._given = hf._update_model_kwargs_for_generation(outputs, self._given, is_encoder_decoder=False)
+        self._given = hf._update_model_kwargs_for_generation(
+            outputs, self._given, is_encoder_decoder=self._model.reads_sources
+        )
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         self._ids = torch.cat([self._ids, logits.argmax(-1)[:, None]], dim=-1)
         synchronise(self._ids.device)

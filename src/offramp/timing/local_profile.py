@@ -31,6 +31,7 @@ from offramp.defaults import HARDWARE_SECONDS, LOCAL, PROFILE_SECONDS
 from offramp.errors import BusyMachineError, ModelError
 from offramp.kit.numbers import Seconds
 from offramp.kit.rules import Rising
+from offramp.models.conditioned import probing
 from offramp.models.devices import CPU
 from offramp.models.model import Model, in_evaluation
 from offramp.scoring.estimate import Estimate
@@ -154,19 +155,20 @@ def _timed(
 
     load = MachineLoad()
     ready, long = used(), budget_seconds >= LONG_BUDGET
-    generate = [_time_generate(model, GENERATED if long else GENERATED // 2)]
-    reserved = used() - ready if long else 0.0
-    profiler.warm_up()
-    for rounds in range(1, MOST_ROUNDS + 1):
-        round_began = used()
-        profiler.round()
-        if progress is not None:
-            progress(min(used() / budget_seconds, 1.0))
-        next_ends = used() + (used() - round_began) + reserved
-        if rounds >= FEWEST_ROUNDS and next_ends > budget_seconds:
-            break
-    if long:
-        generate.append(_time_generate(model, GENERATED))
+    with probing(model.hf):
+        generate = [_time_generate(model, GENERATED if long else GENERATED // 2)]
+        reserved = used() - ready if long else 0.0
+        profiler.warm_up()
+        for rounds in range(1, MOST_ROUNDS + 1):
+            round_began = used()
+            profiler.round()
+            if progress is not None:
+                progress(min(used() / budget_seconds, 1.0))
+            next_ends = used() + (used() - round_began) + reserved
+            if rounds >= FEWEST_ROUNDS and next_ends > budget_seconds:
+                break
+        if long:
+            generate.append(_time_generate(model, GENERATED))
     return _profile(profiler, generate, rounds=rounds, seconds=used(), load=load)
 
 
@@ -460,11 +462,12 @@ def plain_steps(model: Model, batch: int, position: int, count: int) -> list[flo
     ids = prompt_ids(model, batch, position)
     # The first new token is the prompt's; the step after it may still warm up.
     options = replace(FULL_MODEL, new_tokens=count + 2)
-    stepping = Stepping(
-        lambda prompts, new_tokens: LoopRunning(model, prompts, options),
-        PromptBatch(ids, torch.ones_like(ids)),
-        options.new_tokens,
-    )
+    with probing(model.hf):
+        stepping = Stepping(
+            lambda prompts, new_tokens: LoopRunning(model, prompts, options),
+            PromptBatch(ids, torch.ones_like(ids)),
+            options.new_tokens,
+        )
     while not stepping.over:
         stepping.take(1)
     return [seconds * batch for seconds in stepping.finish().blocks[1:]]

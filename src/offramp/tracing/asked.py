@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from offramp.models.model import Model
     from offramp.models.transforms.transform import Transform
     from offramp.tracing.loading import ModelRequest
+    from offramp.workloads.workload import Workload
 
 
 only_speculating = only_if(lambda asked: asked.kv == "speculate", "with --kv {kv}", "--kv speculate")
@@ -107,10 +108,15 @@ class OnModel(Placed):
 
         known_path(self.model)
 
-    def load(self) -> Model:
-        """The model, which takes a while. Raises ModelError or InputError."""
+    def load(self, *workloads: Workload) -> Model:
+        """The model, which takes a while. workloads: that it is to read.
+
+        Raises ModelError or InputError, before a weight is loaded where it has sources and they have none.
+        """
         with stage("loading the model and checking its exits"):
-            return self.find(self.model).load()
+            found = self.find(self.model)
+            found.require_fitting(workloads)
+            return found.load()
 
 
 @dataclass(frozen=True, kw_only=True)

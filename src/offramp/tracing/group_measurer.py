@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,11 +61,14 @@ def traced_rows(hidden: Tensor, contexts: Sequence[Context]) -> Tensor:
     return torch.cat([hidden[place, context.first_row :] for place, context in enumerate(contexts)])
 
 
-def forward_capture(stack: ExitStack) -> Capture:
-    """Runs the model's own layers."""
+def forward_capture(
+    stack: ExitStack, given: Callable[[Sequence[Context]], AbstractContextManager[None]] | None = None
+) -> Capture:
+    """Runs the model's own layers. given: `Model.given`, for a model that reads sources."""
 
     def capture(contexts: Sequence[Context], on_layer: OnLayer) -> None:
-        stack.capture(ids_of(contexts), on_layer)
+        with nullcontext() if given is None else given(contexts):
+            stack.capture(ids_of(contexts), on_layer)
 
     return capture
 
@@ -346,7 +350,7 @@ def make_measurer(
                 getattr(torch, model.dtype),
                 request.recording,
                 heads,
-                capture,
+                forward_capture(model.stack, model.given) if capture is None else capture,
             )
     except torch.OutOfMemoryError:
         device = model.stack.head_device

@@ -105,7 +105,8 @@ class _Sums:
             finite.append(torch.isfinite(square[0]).all() & torch.isfinite(square[1]).all())
             cosines.append(cosine(torch.linalg.vecdot(came_in, went_out), *square))
 
-        model.stack.capture(ids_of(batch), on_layer)
+        with model.given(batch):
+            model.stack.capture(ids_of(batch), on_layer)
         # Looked at once the layers have run: the host need not wait for each of them.
         fine, found, *ends = to_host([torch.stack(finite), torch.stack(cosines), *last])
         if not bool(fine.all()):

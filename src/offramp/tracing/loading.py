@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +150,22 @@ class ModelRequest:
 
         if self.identity is not None:
             require_base(heads, {"name": self.source.name, **self.identity.to_json()}, where)
+
+    def require_sources(self, there_are: bool, where: str) -> None:
+        """Refuse an encoder-decoder without sources, and sources where no encoder reads them, before a weight
+        is loaded. where: says which. Raises InputError.
+        """
+        from offramp.models.checkpoint import read_config, reads_sources, unfit_source
+
+        given = self.given
+        reads = reads_sources(read_config(self.source.folder)) if given is None else given.reads_sources
+        if reads != there_are:
+            raise unfit_source(self.source.name, reads=reads, where=where)
+
+    def require_fitting(self, workloads: Iterable[Workload]) -> None:
+        """The same for workloads. Raises InputError."""
+        for workload in workloads:
+            self.require_sources(workload.has_sources, f"the workload {workload.name}")
 
     def load(self, placement: Placement | None = None) -> Model:
         """The model, checked and transformed. placement: by default wholly on the device, as it is.
@@ -294,6 +310,7 @@ def load_for_tracing(
     on disk, and what loading raises; InputError for a model that is to be pruned and does not fit, or for a
     budget of a model that is to be whole.
     """
+    asked.require_fitting(workloads)
     if not stays_on_disk(asked, stream=stream, memory=memory):
         return asked.load()
     from offramp.models.streaming import load_streamed, needed_memory

@@ -17,6 +17,7 @@ from torch import Tensor
 from offramp.errors import InputError, ModelError, WorkloadError, raise_if_out_of_memory
 from offramp.files import sha256_of_text
 from offramp.kit.sealed_file import SealedFile
+from offramp.models.conditioned import probing
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
 from offramp.models.source import weights_note
@@ -94,7 +95,9 @@ def plan_trace(
     short: list[str] = []
     if workload.mode == "generation":
         prompts = [
-            EncodedDocument(document.id, encode_prompt(encode, document, workload.prompt_tokens))
+            EncodedDocument(
+                document.id, encode_prompt(encode, document, workload.prompt_tokens), given=document.given
+            )
             for document in workload.documents
         ]
         short = _short_texts(workload, prompts)
@@ -278,7 +281,10 @@ class Answerer:
     def __call__(self, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
         """New tokens of each planned answer, the end token included."""
         # An answer depends, in its last digits, on the prompts that share its batch.
-        together = [[planned.max_new_tokens, *planned.ids] for planned in batch]
+        together = [
+            [planned.max_new_tokens, *planned.ids, *([planned.given.fingerprint] if planned.given else [])]
+            for planned in batch
+        ]
         keys = [sha256_of_text(f"{place} of {together}") for place in range(len(batch))]
         if not all(key in self.kept.answers for key in keys):
             started = time.perf_counter()
@@ -348,6 +354,11 @@ def masks_padding(model: Model) -> bool:
 
     They do not where a recurrent state takes the padding in, or where positions are counted from its start.
     """
+    with probing(model.hf):
+        return _masks_padding(model)
+
+
+def _masks_padding(model: Model) -> bool:
     ids = probe_ids(model.hf, PROBE_LENGTH)
     padded = torch.nn.functional.pad(ids, (PROBE_LENGTH, 0))
     mask = torch.nn.functional.pad(torch.ones_like(ids), (PROBE_LENGTH, 0))
@@ -386,7 +397,8 @@ def _generate_padded(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple
         mask[row, longest - len(planned.ids) :] = 1
     most = max(planned.max_new_tokens for planned in batch)
     device = model.stack.device
-    out = _generate(model, ids.to(device), mask.to(device), max_new_tokens=most).sequences
+    with model.given(batch):
+        out = _generate(model, ids.to(device), mask.to(device), max_new_tokens=most).sequences
     answers = []
     for row, planned in zip(out[:, longest:].tolist(), batch, strict=True):
         stop = next((place + 1 for place, token in enumerate(row) if token in model.eos_token_ids), len(row))

@@ -236,7 +236,8 @@ class _Run:
         texts = document_texts(self.workload, plan.document_ids, self.heads, self.trained.texts)
         device = device_name(self.model.stack.head_device)
         notes = plan.notes if self.reference is not None else (*plan.notes, *self.trained.notes)
-        return describe_trace(self.request, parts, plan.document_ids, self.model.shape, notes, texts, device)
+        shape = self.model.shape_given(plan.contexts)
+        return describe_trace(self.request, parts, plan.document_ids, shape, notes, texts, device)
 
     def _whole_parts(self, folder: Path, plan: TracePlan) -> dict[int, Part]:
         """Parts that an earlier run finished; one that is not as it was written is measured again."""

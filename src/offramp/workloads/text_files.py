@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,24 @@ def load_json_lines(argument: str) -> Workload:
     empty text and an id that came before; and without a field, with the fields of the first line.
     """
     argument = os.path.expanduser(argument)
+    path, field, numbered = numbered_lines(argument)
+    if not field:
+        raise _no_field(path, json_object_of(path, *numbered[0]))
+    return Workload(
+        name=f"jsonl:{argument}",
+        mode="text",
+        documents=documents_of_lines(
+            path, numbered, lambda name, number, value: Document(name, text_in(path, number, value, field))
+        ),
+        licence=OWN_LICENCE,
+        source=argument,
+    )
+
+
+def numbered_lines(argument: str) -> tuple[Path, str, list[tuple[int, str]]]:
+    """The file and the field of PATH#field, "" without one, and the lines that are not blank with their
+    numbers. Raises WorkloadError for a file that cannot be read.
+    """
     require_possible(Path(argument))
     # A number sign may be part of the file's name or of the field's.
     marks = [place for place, letter in enumerate(argument) if letter == "#"]
@@ -235,12 +253,25 @@ def load_json_lines(argument: str) -> Workload:
     numbered = [
         (number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()
     ]
-    if not field:
-        raise _no_field(path, _json_object(path, *numbered[0]))
+    return path, field, numbered
+
+
+def documents_of_lines(
+    path: Path,
+    numbered: Iterable[tuple[int, str]],
+    document_of: Callable[[str, int, dict[str, Any]], Document],
+) -> tuple[Document, ...]:
+    """A document of each line, by the line's own id, or "line N", its number and its JSON object.
+
+    Raises WorkloadError for bad JSON, and an id that came before.
+    """
     documents: list[Document] = []
     lines: dict[str, int] = {}
     for number, line in numbered:
-        document = _document(path, number, _json_object(path, number, line), field)
+        value = json_object_of(path, number, line)
+        identifier = value.get("id")
+        named = isinstance(identifier, str | int) and not isinstance(identifier, bool) and identifier != ""
+        document = document_of(str(identifier) if named else f"line {number}", number, value)
         if document.id in lines:
             raise WorkloadError(
                 f"the id {document.id!r} is that of line {lines[document.id]} too",
@@ -249,16 +280,11 @@ def load_json_lines(argument: str) -> Workload:
             )
         lines[document.id] = number
         documents.append(document)
-    return Workload(
-        name=f"jsonl:{argument}",
-        mode="text",
-        documents=tuple(documents),
-        licence=OWN_LICENCE,
-        source=argument,
-    )
+    return tuple(documents)
 
 
-def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+def json_object_of(path: Path, number: int, line: str) -> dict[str, Any]:
+    """A line's JSON object. Raises WorkloadError for anything else."""
     where = f"{path}, line {number}"
     try:
         value: dict[str, Any] = parse_json(line)
@@ -271,35 +297,35 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     return value
 
 
-def _document(path: Path, number: int, value: dict[str, Any], field: str) -> Document:
+def text_in(path: Path, number: int, value: dict[str, Any], field: str) -> str:
+    """The text of a field of a line. Raises WorkloadError where there is none."""
     where = f"{path}, line {number}"
     if field not in value:
         raise WorkloadError(
-            f"the line has no field {field!r}", where=where, fix=f"its fields are: {_fields(value)}"
+            f"the line has no field {field!r}", where=where, fix=f"its fields are: {fields_in(value)}"
         )
     text = value[field]
     if not isinstance(text, str):
         raise WorkloadError(
             f"the field {field!r} holds {_kind(text)}, not text",
             where=where,
-            fix=f"choose a field of text; the line's fields are: {_fields(value)}",
+            fix=f"choose a field of text; the line's fields are: {fields_in(value)}",
         )
     if not text.strip():
         raise WorkloadError(f"the field {field!r} is empty", where=where, fix="remove the line")
-    identifier = value.get("id")
-    named = isinstance(identifier, str | int) and not isinstance(identifier, bool) and identifier != ""
-    return Document(str(identifier) if named else f"line {number}", text)
+    return text
 
 
 def _no_field(path: Path, first: dict[str, Any]) -> WorkloadError:
     return WorkloadError(
         "the field that holds the text is not given",
         where=str(path),
-        fix=f"write jsonl:{path}#FIELD; the fields of the first line are: {_fields(first)}",
+        fix=f"write jsonl:{path}#FIELD; the fields of the first line are: {fields_in(first)}",
     )
 
 
-def _fields(value: dict[str, Any]) -> str:
+def fields_in(value: dict[str, Any]) -> str:
+    """The fields of a line, for people."""
     return ", ".join(value) or "none"
 
 

@@ -23,6 +23,7 @@ from offramp.decoding.options import DecodingOptions, HeadsSource, PolicySource
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.code import code_of
+from offramp.kit.given import GivenIds, given_of
 from offramp.kit.output_folder import OutputFolder
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import device_name, free_bytes
@@ -135,7 +136,10 @@ def execute_prompts(
     """
     if not prompts:
         raise InputError("there are no prompts", where="prompts=", fix="give at least one")
-    openings = [Opening(f"prompt {place + 1}", tuple(ids), traced=False) for place, ids in enumerate(prompts)]
+    openings = [
+        Opening(f"prompt {place + 1}", GivenIds.of(ids, given_of(ids)), traced=False)
+        for place, ids in enumerate(prompts)
+    ]
     options = DecodingOptions.read(policy, kv=kv, heads=heads, lookup=lookup, new_tokens=new_tokens)
     longest = new_tokens + max((len(opening.ids) for opening in openings), default=0)
     rows = len(openings) if rows_together(model, options, longest) > 1 else 1
@@ -145,7 +149,7 @@ def execute_prompts(
 def _decode(model: Model, openings: Sequence[Opening], options: DecodingOptions) -> tuple[Generation, ...]:
     prompts = prompt_batch(model, [list(opening.ids) for opening in openings], chat=False)
     batching = "rebatch" if len(openings) > 1 else "lockstep"
-    with plain_greedy(model, options.new_tokens):
+    with plain_greedy(model, options.new_tokens), model.given([opening.ids for opening in openings]):
         result = generate_batch(
             model,
             prompts.ids,
@@ -197,7 +201,10 @@ def request_of(
         "kv": options.kv,
         "draft_length": options.draft_length,
         "heads": None if options.heads is None else options.heads.fingerprint,
-        "documents": [[opening.document, list(opening.ids)] for opening in openings],
+        "documents": [
+            [opening.document, list(opening.ids), *([given.fingerprint] if given is not None else [])]
+            for opening, given in ((opening, given_of(opening.ids)) for opening in openings)
+        ],
         "new_tokens": options.new_tokens,
         "rows": rows,
         "device": device_name(model.stack.device),

@@ -251,7 +251,7 @@ def opened_executor(
                 workload=work,
                 heads=fitted,
                 strategies=strategies,
-                prompt_tokens=None if work.mode == "generation" else prompt_tokens,
+                prompt_tokens=None if work.decoded_whole else prompt_tokens,
                 new_tokens=new_tokens,
                 reference=reference,
             )

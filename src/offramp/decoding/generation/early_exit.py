@@ -30,6 +30,7 @@ from offramp.errors import InputError
 from offramp.kit.numbers import Whole
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 
+ENCODED = "encoder_outputs"
 KEPT_BACK = ("streamer", "assistant_model")
 """Arguments of transformers' `generate` that it does not hand to a custom loop."""
 
@@ -102,6 +103,15 @@ def refuse_arguments(
         )
 
 
+def _of_decoder(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Of an encoder-decoder's arguments those of its decoder, as a causal language model is given them: what
+    the encoder read, an engine has (`offramp.models.conditioned`)."""
+    if ENCODED not in model_kwargs:
+        return model_kwargs
+    kept = {name: value for name, value in model_kwargs.items() if name not in (ENCODED, "attention_mask")}
+    return {name.removeprefix("decoder_"): value for name, value in kept.items()}
+
+
 _HONOURED = frozenset({"attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep"})
 
 
@@ -160,6 +170,8 @@ class EarlyExit:
         self.last = None
         # With an engine of its own it is called by `offramp.generate`, which hands over all that there is.
         kept_back = {} if self.engine is not None else given_to_generate()
+        if self.engine is not None:
+            model_kwargs = _of_decoder(model_kwargs)
         refuse_arguments(input_ids, generation_config, logits_processor, kept_back, model_kwargs, synced_gpus)
         engine = self.engine or engine_of(model)
         self.before(engine)

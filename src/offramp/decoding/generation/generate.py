@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -70,8 +71,9 @@ _NOT_HERE = {
 @in_evaluation
 def generate(
     model: Model,
-    prompt: Prompt,
+    prompt: Prompt = "",
     *,
+    source: str | Sequence[str] | None = None,
     policy: PolicySource = None,
     kv: StrategyName | None = None,
     heads: HeadsSource = None,
@@ -92,6 +94,7 @@ def generate(
     prompt: a text, token ids, int64 [1, length], or several of them (padded on the left). A text is encoded
     as `tokenizer(text)`, with chat=True as one user turn of the chat template. The prompt runs all layers, so
     that the first new token leaves at exit L.
+    source: what an encoder-decoder reads, a text or several, in the place of prompts.
     policy: a policy, its text, the path of a policy.json, a tuned policy, or None for the full model; task:
     the workload class, for policies that hold one per class.
     kv: what becomes of skipped layers' K and V (`offramp.decoding.strategies.registry.STRATEGIES`); None: as
@@ -124,7 +127,7 @@ def generate(
     array([4, 2, 2, 2])
     """
     sampling = read_sampling(sampling)
-    prompts = prompt_batch(model, prompt, chat=chat)
+    prompts = prompt_batch(model, prompt, chat=chat, source=source)
     forced = _forced(model, force_tokens, prompts, sampling)
     options = DecodingOptions.read(
         policy,
@@ -135,17 +138,18 @@ def generate(
         batching=batching,
         new_tokens=max_new_tokens if forced is None else forced.shape[1],
     ).for_task(task)
-    result = generate_batch(
-        model,
-        prompts.ids,
-        prompts.mask,
-        options,
-        force_tokens=forced,
-        seed=seed,
-        timing=timing,
-        streamer=streamer,
-        **sampling,
-    )
+    with contextlib.nullcontext() if source is None else model.given(prompts.given):
+        result = generate_batch(
+            model,
+            prompts.ids,
+            prompts.mask,
+            options,
+            force_tokens=forced,
+            seed=seed,
+            timing=timing,
+            streamer=streamer,
+            **sampling,
+        )
     return result.rows[0] if prompts.single else list(result.rows)
 
 

@@ -27,6 +27,7 @@ from offramp.decoding.strategies.next_token import Advance, Chooser, NonFiniteLo
 from offramp.decoding.strategies.registry import strategy_of
 from offramp.decoding.strategies.strategy import Conditions, Gear, PolicyDriver, Strategy
 from offramp.errors import InputError, OfframpError, PolicyError
+from offramp.models.conditioned import Conditioned, condition_of, own_model, under
 from offramp.models.devices import float64_device, free_bytes
 from offramp.models.model import Model
 from offramp.policies.cost_breakdown import Usage
@@ -59,9 +60,16 @@ def check_decodable(
         wanted.append("lockstep")
     if batch > 1 and options.batching == "rebatch":
         wanted.append("rebatch")
+    family = type(own_model(engine.hf)).__name__
+    if padded and batch > 1 and isinstance(engine.hf, Conditioned):
+        raise InputError(
+            "prompts with sources are decoded together if they are of one length",
+            where="prompt=",
+            fix="decode them one at a time",
+        )
     if options.lookup and engine.recurrent:
         raise InputError(
-            f"{type(engine.hf).__name__} keeps a recurrent state, out of which no wrong draft can be taken",
+            f"{family} keeps a recurrent state, out of which no wrong draft can be taken",
             where="lookup= (--lookup)",
             fix="leave it out",
         )
@@ -69,7 +77,7 @@ def check_decodable(
         reason = engine.abilities.reason(ability)
         if reason is not None:
             raise InputError(
-                f"{type(engine.hf).__name__} cannot decode this way ({ability}): {reason}",
+                f"{family} cannot decode this way ({ability}): {reason}",
                 where="batching=" if ability in BATCHINGS else "kv=",
                 fix="choose another strategy, or decode one prompt at a time; see docs/families.md",
             )
@@ -193,6 +201,7 @@ class Loop:
         self.chooser = chooser
         self.meter = Meter(plan.timing, DeviceClock(answers.ids.device)) if meter is None else meter
         self.sequences = Sequences(plan.engine, answers.ids, mask, self.meter)
+        self._condition = condition_of(plan.engine.hf)  # which rows that are over leave in `sequences`
         self.problems: dict[int, str] = {}
         self.drops = self._drops()
         self.strategy: Strategy | None = None
@@ -319,7 +328,9 @@ class Loop:
         if self.mask is not None:
             ids = ids[int((self.mask[row] == 0).sum()) :]
         new = len(self.answers.rows[row].tokens)
-        problem = describe_problem(self.plan.engine, ids, new)
+        condition = self._condition and self._condition.of_rows([row])
+        with under(self.plan.engine.hf, condition):
+            problem = describe_problem(self.plan.engine, ids, new)
         for running in np.flatnonzero(~self.answers.over).tolist():
             self.problems[running] = problem if running == row else f"stopped with row {row}: {problem}"
 

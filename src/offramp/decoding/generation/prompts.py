@@ -13,8 +13,10 @@ from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.kit.arguments import settled
+from offramp.kit.given import Given, GivenIds, given_of
 from offramp.kit.numbers import Count
 from offramp.kit.rules import Temperature, TopP
+from offramp.models.checkpoint import unfit_source
 from offramp.models.devices import float64_device
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
@@ -33,6 +35,8 @@ class PromptBatch:
     """int64 [batch, length], mask 0 for padding on the left."""
     single: bool = False
     """One prompt, not a list."""
+    given: tuple[Given | None, ...] = ()
+    """By row, what the model is given beside the ids (`Model.given`)."""
 
     @classmethod
     def of(
@@ -42,7 +46,8 @@ class PromptBatch:
         longest = max(map(len, rows))
         ids = [[*[pad] * (longest - len(row)), *row] for row in rows]
         mask = [[*[0] * (longest - len(row)), *[1] * len(row)] for row in rows]
-        return cls(torch.tensor(ids, device=device), torch.tensor(mask, device=device), single)
+        given = tuple(map(given_of, rows))
+        return cls(torch.tensor(ids, device=device), torch.tensor(mask, device=device), single, given)
 
     @property
     def longest(self) -> int:
@@ -50,12 +55,17 @@ class PromptBatch:
         return self.ids.shape[1]
 
 
-def prompt_batch(model: Model, prompt: Prompt, *, chat: bool) -> PromptBatch:
+def prompt_batch(
+    model: Model, prompt: Prompt, *, chat: bool, source: str | Sequence[str] | None = None
+) -> PromptBatch:
     """Prompts encoded and padded with the model's safe padding token.
+
+    source: what an encoder-decoder reads, one text or several; the prompt then is the empty text, and what
+    stands in front of every answer is put there.
 
     Raises InputError for an empty prompt, for ids that are none of the model's, or for anything else.
     """
-    rows, single = _rows(model, prompt, chat)
+    rows, single = _rows(model, prompt, chat) if source is None else _sources(model, prompt, source)
     if not rows:
         raise InputError("there is no prompt", where="prompt=", fix="give a text or token ids")
     for place, row in enumerate(rows):
@@ -66,6 +76,19 @@ def prompt_batch(model: Model, prompt: Prompt, *, chat: bool) -> PromptBatch:
             )
         check_ids(row, model.shape.vocabulary_size, "prompt=")
     return PromptBatch.of(rows, pad_token(model), model.hf.device, single=single)
+
+
+def _sources(model: Model, prompt: Prompt, source: str | Sequence[str]) -> tuple[list[Sequence[int]], bool]:
+    """A row for each source, and whether it is one text."""
+    where = "source= (--source)"
+    if not model.reads_sources:
+        raise unfit_source(model.shown_name, reads=False, where=where)
+    if not isinstance(prompt, str) or prompt:
+        raise InputError("an answer to a source begins with no prompt", where=where, fix="leave prompt= out")
+    start = model.bos_policy.token_id
+    single = isinstance(source, str)
+    sources = [source] if isinstance(source, str) else source
+    return [GivenIds.of([] if start is None else [start], Given(text)) for text in sources], single
 
 
 def pad_token(model: Model) -> int:
@@ -124,7 +147,7 @@ def _is_id(token: Any) -> bool:
     return not isinstance(token, bool) and hasattr(token, "__index__")
 
 
-def _rows(model: Model, prompt: Prompt, chat: bool) -> tuple[list[list[int]], bool]:
+def _rows(model: Model, prompt: Prompt, chat: bool) -> tuple[Sequence[Sequence[int]], bool]:
     encode = model.encode_chat if chat else model.encode
     if isinstance(prompt, str):
         return [encode(prompt)], True

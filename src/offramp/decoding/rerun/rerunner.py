@@ -174,7 +174,8 @@ def _decode(
     )
     batching = "rebatch" if len(sequences) > 1 else "lockstep"
     forced_options = replace(options, batching=batching, new_tokens=forced.shape[1])
-    result = generate_batch(model, prompts, options=forced_options, force_tokens=forced)
+    with model.given(sequences):
+        result = generate_batch(model, prompts, options=forced_options, force_tokens=forced)
     problem = next((row.problem for row in result.rows if row.problem is not None), None)
     if problem is not None:
         raise OfframpError(problem, where=model.name, fix="load the model in float32")
@@ -327,7 +328,8 @@ class Rerunner:
         batches = []
         for number, batch in enumerate(self.batches):
             facts = self._prompt_facts(batch, policy.document_facts) if policy.document_facts else {}
-            batches.append(forward.run(batch, number, facts))
+            with self.model.given(batch.sequences):
+                batches.append(forward.run(batch, number, facts))
         order = np.argsort(np.concatenate([batch.rows for batch in self.batches]))
         return Decided(
             exits=np.concatenate([decided.exits for decided in batches])[order],
@@ -340,7 +342,8 @@ class Rerunner:
         """Facts of what runs whole, which no policy touches: float64 [decided], by name."""
         columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
         for row, (sequence, first) in enumerate(zip(batch.sequences, batch.first, strict=True)):
-            sequences = Sequences(self.engine, batch.ids[row : row + 1, :first], None, Meter())
+            with self.model.given([sequence]):
+                sequences = Sequences(self.engine, batch.ids[row : row + 1, :first], None, Meter())
             inputs = sequences.inputs(0, first)
             hidden = sequences.run(inputs.hidden, inputs, 0, self.engine.layers)
             for name, value in prompt_entropy(self.engine.stack, hidden, None, names).items():

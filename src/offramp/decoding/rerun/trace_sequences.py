@@ -14,13 +14,14 @@ from torch import Tensor
 from offramp.commands import command_for
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
+from offramp.kit.given import Given, GivenIds, given_of
 from offramp.models.identity import shown_name
 from offramp.models.model import Model
 from offramp.tracing.trace import Trace, with_maps
 from offramp.tuning.floor import reference_top1
 from offramp.workloads.packing import encode_prompt
 from offramp.workloads.registry import load_workload
-from offramp.workloads.workload import Workload
+from offramp.workloads.workload import Document, Workload
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class TracedSequence:
     """int64 [length - first_row], the trace's rows of the positions from there on."""
 
     @property
+    def given(self) -> Given | None:
+        """As of the document."""
+        return given_of(self.ids)
+
+    @property
     def length(self) -> int:
         """Positions."""
         return len(self.ids)
@@ -49,7 +55,7 @@ def traced_sequences(
 ) -> tuple[TracedSequence, ...]:
     """Every sequence of a trace, in the order of its rows; a document longer than a context has several.
 
-    workload: where prompts are read again (generation mode); by default it is loaded by its name.
+    workload: where prompts (generation mode) and sources are read again; by default it is loaded by its name.
 
     Raises InputError for a trace of another model, and for prompts that can no longer be had.
     """
@@ -57,7 +63,11 @@ def traced_sequences(
     if not trace.token_count:
         return ()
     starts = _starts(trace)
-    prompts = _prompts(model, trace, workload) if bool(trace.generated.any()) else {}
+    documents: Mapping[str, Document] = {}
+    if model.reads_sources or bool(trace.generated.any()):
+        workload = _documents_of(trace, workload)
+        documents = {document.id: document for document in workload.documents}
+    prompts = _prompts(model, trace, workload) if workload and bool(trace.generated.any()) else {}
     bos = model.bos_policy.token_id
     sequences = []
     for start, end in zip(starts, np.append(starts[1:], trace.token_count), strict=True):
@@ -68,7 +78,8 @@ def traced_sequences(
         if len(front) != first:
             raise _changed(trace, document)
         rows = np.arange(start, end, dtype=np.int64)
-        ids = (*front, *trace.token[rows].tolist())
+        given = given_of(documents.get(trace.documents[document].id))
+        ids = GivenIds.of((*front, *trace.token[rows].tolist()), given)
         sequences.append(TracedSequence(document, ids, int(trace.next_token[end - 1]), first, rows))
     return tuple(sequences)
 
@@ -125,8 +136,8 @@ def _starts(trace: Trace) -> NDArray[np.int64]:
     return np.flatnonzero(np.concatenate([[True], ~goes_on])).astype(np.int64)
 
 
-def _prompts(model: Model, trace: Trace, workload: Workload | None) -> Mapping[str, tuple[int, ...]]:
-    """The prompt of every traced document, as token ids, by the document's id."""
+def _documents_of(trace: Trace, workload: Workload | None) -> Workload:
+    """What was traced, loaded by its name unless it is given. Raises InputError for other documents."""
     described = trace.request.get("workload") or {}
     if workload is None:
         workload = load_workload(str(described.get("name", "")))
@@ -136,6 +147,11 @@ def _prompts(model: Model, trace: Trace, workload: Workload | None) -> Mapping[s
             where=str(trace.folder or "the trace"),
             fix="give the workload as it was then, or trace again",
         )
+    return workload
+
+
+def _prompts(model: Model, trace: Trace, workload: Workload) -> Mapping[str, tuple[int, ...]]:
+    """The prompt of every traced document, as token ids, by the document's id."""
     encode = model.encode_chat if workload.chat else model.encode
     wanted = {trace.documents[int(place)].id for place in np.unique(trace.document)}
     return {

@@ -16,6 +16,7 @@ from offramp.heads.output_head import Head, LinearHead, StateShape, at_head, mak
 from offramp.heads.parts import ExitReading, Weights
 from offramp.heads.precision import exact_sums
 from offramp.heads.statistics import choose_reductions
+from offramp.models.conditioned import probing
 from offramp.models.devices import to_host
 from offramp.models.model import Model
 from offramp.tracing.fitting.fitting_documents import FittingRows
@@ -47,7 +48,8 @@ def require_one_stream(model: Model) -> None:
         if not shapes:
             shapes.append(StateShape.of(after, model.stack.position_axis))
 
-    model.stack.capture(torch.zeros(1, 2, dtype=torch.long, device="cpu"), on_layer)
+    with probing(model.hf):
+        model.stack.capture(torch.zeros(1, 2, dtype=torch.long, device="cpu"), on_layer)
     if shapes[0].other_axes is not None or shapes[0].features != model.shape.hidden_size:
         raise ModelError(
             f"the layers pass on {shapes[0].features:,} numbers per token, not one hidden state of "
@@ -118,7 +120,8 @@ def _forward(model: Model, batch: Sequence[Context], exits: Sequence[int]) -> li
         if layer + 1 in wanted:
             found[layer + 1] = traced_rows(after, batch).to(model.stack.head_device)
 
-    model.stack.capture(ids_of(batch), on_layer)
+    with model.given(batch):
+        model.stack.capture(ids_of(batch), on_layer)
     return [found[exit] for exit in exits]
 
 

@@ -1,0 +1,114 @@
+"""Encoder-decoders on the command line: `generate --source`, and workloads of pairs by their name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import offramp
+from command_line import Outcome, run_offramp
+from tiny_models import SOURCE_POSITIONS, write_bart, write_pairs
+
+SOURCE = "the cat sat on the mat"
+
+
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bart(tmp_path_factory.mktemp("models") / "bart")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"pairs:{write_pairs(tmp_path_factory.mktemp('pairs') / 'pairs.jsonl')}#en,de"
+
+
+def test_an_answer_to_a_source_is_the_models_own(bart: Path) -> None:
+    model = offramp.load_model(bart)
+    expected = offramp.generate(model, source=SOURCE, max_new_tokens=8)
+    found = run_offramp(
+        *("generate", bart, "--source", SOURCE, "--max-new-tokens", 8, "--policy", "static:exit=2"),
+        *("--kv", "speculate", "--check", "--json"),
+    ).require(0)
+    assert found.json["tokens"] == list(expected.tokens)
+    assert found.json["prompt"] == SOURCE
+    both = run_offramp(
+        "generate", bart, "--source", SOURCE, "--source", "a model", "--max-new-tokens", 8, "--json"
+    ).require(0)
+    assert [row["tokens"] for row in both.json["rows"]] == [
+        list(expected.tokens),
+        list(offramp.generate(model, source="a model", max_new_tokens=8).tokens),
+    ]
+
+
+def test_a_workload_of_pairs_is_traced_replayed_and_run_again(bart: Path, pairs: str, tmp_path: Path) -> None:
+    folder = tmp_path / "trace"
+    traced = run_offramp("trace", bart, "-w", pairs, "--tokens", 80, "-o", folder, "--json").require(0)
+    assert (traced.json["tokens"], traced.json["left_out"]) == (80, [])
+    again = run_offramp("trace", bart, "-w", pairs, "--tokens", 80, "-o", folder).require(0)
+    assert "80 tokens" in again.out
+    assert run_offramp("score", folder, "--json").require(0).json["scores"][0]["representation"]
+    replayed = run_offramp("replay", folder, "--policy", "static:exit=2", "--execute", "--json").require(0)
+    trace = offramp.Trace.load(folder)
+    layers, once = trace.shape, trace.shape.encoder
+    assert once is not None
+    assert replayed.json["rerun"]["skip_ratio"] == pytest.approx(0.5)
+    assert f"K and V of the {once.positions:.1f} positions that it reads" in replayed.json["notes"][0]
+    assert replayed.json["predicted_speedup_flops"] > 1.0
+    assert all(layer.cross is not None for layer in layers.layers)
+    assert np.unique(trace.document).size > 1
+
+
+def bench(bart: Path, workload: str) -> Outcome:
+    return run_offramp(
+        *("bench", bart, "--policy", "static:exit=2", "--workload", workload, "--prompts", 2),
+        *("--new-tokens", 8, "--seconds", 0, "--no-peers", "--no-quality", "--json"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("generate", "BART", "--prompt", SOURCE), "bart is an encoder-decoder: it reads a source"),
+        (("generate", "BART", "--source", " "), "the source is empty"),
+        (("generate", "BART", "--source", "a", "--prompt", "b"), "begin with no prompt"),
+        (("generate", "TEXT", "--source", SOURCE), "it is no encoder-decoder"),
+        (("trace", "BART", "-w", "WORDS", "-o", "TRACE"), "reads a source beside each text"),
+        (("trace", "TEXT", "-w", "PAIRS", "-o", "TRACE"), "it is no encoder-decoder"),
+        (("trace", "BART", "-w", "PAIRS,x", "-o", "TRACE"), "has no field 'de,x'"),
+        (("bench", "TEXT", "--policy", "never", "--workload", "PAIRS"), "it is no encoder-decoder"),
+        (("run", "BART", "-w", "WORDS", "-o", "TRACE"), "reads a source beside each text"),
+        (("heads", "fit", "TEXT", "-w", "PAIRS", "-o", "TRACE"), "it is no encoder-decoder"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_a_weight_is_loaded(
+    arguments: tuple[str, ...],
+    said: str,
+    bart: Path,
+    tiny_model: Path,
+    pairs: str,
+    documents: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*anything: object, **further: object) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr("offramp.models.loading._load_weights", load)
+    names = {"BART": bart, "TEXT": tiny_model, "TRACE": tmp_path / "out", "WORDS": f"jsonl:{documents}#text"}
+    found = run_offramp(*(names.get(word, word.replace("PAIRS", pairs)) for word in arguments)).require(2)
+    assert said in found.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_is_too_long_is_named(bart: Path) -> None:
+    found = run_offramp("generate", bart, "--source", "cat " * SOURCE_POSITIONS).require(2)
+    assert f"takes 1 to {SOURCE_POSITIONS}" in found.err
+    assert "the source 'cat cat" in found.err
+
+
+def test_bench_decodes_answers_to_sources(bart: Path, pairs: str) -> None:
+    found = bench(bart, pairs).require(0)
+    names = {contender["name"] for contender in found.json["contenders"]}
+    assert {"static:exit=2 (propagate)", "generate()", "never exit"} <= names
