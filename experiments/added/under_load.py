@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from measured import KEPT, ROOT
 from offramp.report.formats import thousandths, timed_text
 from offramp.report.sections.load import at_most, execution_lines, headline, rows_text
-from offramp.scoring.estimate import Estimate
 from offramp.serving.results import LoadExecution, LoadPoint, LoadResult, ServedAside, rate_text, read_load
 from picture import LoadLine, over_load
 
@@ -58,13 +55,9 @@ def rates_markdown(result: LoadResult) -> str:
     for point in sorted(points, key=lambda point: point.rate):
         names = ("p95_e2el", "mean_e2el", "p95_ttft", "p95_tpot", "rows", "layers")
         figures = " | ".join(_value(point, name) for name in names)
-        rows.append(f"| {point.rate:g} | {point.contender} | {figures} | {interval(point.ratio)} |")
+        ratio = "" if point.ratio is None else timed_text(point.ratio, thousandths)
+        rows.append(f"| {point.rate:g} | {point.contender} | {figures} | {ratio} |")
     return "\n".join(rows)
-
-
-def interval(ratio: Estimate[float] | None) -> str:
-    """A ratio with its interval; nothing where there is none."""
-    return "" if ratio is None else timed_text(ratio, thousandths)
 
 
 def errors_markdown(execution: LoadExecution) -> str:
@@ -92,19 +85,6 @@ def errors_markdown(execution: LoadExecution) -> str:
 
 def _at(compared: Sequence[ServedAside], figure: str, rate: float) -> list[ServedAside]:
     return [aside for aside in compared if (aside.figure, aside.rate) == (figure, rate)]
-
-
-def gain_markdown(measured: dict[str, Any]) -> str:
-    """Seconds of the full model's decoding over a policy's, as `benchmarks/load.py gain` found them."""
-    rows = ["| rows | plain over the policy | plain over plain | layers a token |", "|---" * 4 + "|"]
-    for count, found in measured["rows"].items():
-        ratios = {name: values for name, values in found.items() if name not in ("a_a", "cut head")}
-        for values in ratios.values():
-            own, again = (
-                timed_text(Estimate(*ends), thousandths) for ends in (values["ratio"], found["a_a"])
-            )
-            rows.append(f"| {count} | {own} | {again} | {values['layers']:.1f} |")
-    return "\n".join(rows)
 
 
 def lines_of(result: LoadResult, name: str) -> list[LoadLine]:
@@ -165,7 +145,4 @@ def marked(results: dict[str, LoadResult]) -> dict[str, str]:
         if result.execution is not None:
             found[f"errors-{name}"] = errors_markdown(result.execution)
             found[f"said-{name}"] = "\n".join(f"- {said}" for said in execution_lines(result.execution))
-    gain = KEPT / "load" / "gain"
-    for path in sorted(gain.glob("*.json")):
-        found[f"gain-{path.stem}"] = gain_markdown(json.loads(path.read_text()))
     return found

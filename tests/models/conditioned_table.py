@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,32 +47,16 @@ def cut_logits(model: Any, layers: tuple[Any, ...], ids: Any, exit_number: int) 
 
 def check_conditioned(family: str) -> Row:
     """Build a small random model, find its stack and compare every exit with the model cut off there."""
-    import torch
     from conditioned_configs import READ, build_conditioned
 
-    from offramp.errors import ModelError
     from offramp.models.conditioned import Conditioned, probing
-    from offramp.models.discovery import find_stack, probe_ids
 
-    torch.set_num_threads(1)
-    try:
-        model = Conditioned(*build_conditioned(family)).eval()
-    except Exception as error:  # noqa: BLE001 - whatever a family raises is the reason in its row
-        return Row(family, reason=f"cannot be built from a small config: {family_table.short(error)}")
-    try:
-        stack = find_stack(model, name=family)
-    except ModelError as error:
-        return Row(family, reason=re.sub(r"(by up to|largest difference) [\d.e+-]+", r"\1 …", error.what))
-    ids = probe_ids(model, 11)
-    hidden: list[Any] = []
-    with torch.no_grad(), probing(model):
-        stack.capture(ids, lambda index, before, after: hidden.append(after.clone()))
-        largest = max(
-            float(
-                (stack.readout(hidden[place - 1]) - cut_logits(model, stack.layers, ids, place)).abs().max()
-            )
-            for place in range(1, len(stack) + 1)
-        )
+    found = family_table.built(lambda: Conditioned(*build_conditioned(family)).eval(), family, "built")
+    if isinstance(found, str):
+        return Row(family, reason=found)
+    model, stack = found
+    with probing(model):
+        largest = family_table.largest_difference(model, stack, cut_logits)
         decoding = check_decoding(model)
     read = READ.get(family, ("token ids",))[0].replace("_", " ")
     return Row(family, stack.readout_kind, len(stack), read, largest, decoding=decoding)

@@ -61,32 +61,21 @@ def independent_readout(model: Any, layers: tuple[Any, ...], ids: Any, exit_numb
 
 def check_family(family: str) -> Row:
     """Build a small random model, find its stack and compare every exit with the independent readout."""
-    import torch
     from family_configs import build_family
 
-    from offramp.errors import ModelError
-    from offramp.models.discovery import find_stack, probe_ids
+    from offramp.models.discovery import probe_ids
     from offramp.models.measuring import measure_shape
 
-    torch.set_num_threads(1)
-    try:
+    def build() -> Any:
         model = build_family(family)
         model(input_ids=probe_ids(model), use_cache=False)
-    except Exception as error:  # noqa: BLE001 - whatever a family raises is the reason in its row
-        return Row(family, reason=f"cannot be built or run from a small config: {short(error)}")
-    try:
-        stack = find_stack(model, name=family)
-    except ModelError as error:
-        return Row(family, reason=re.sub(r"(by up to|largest difference) [\d.e+-]+", r"\1 …", error.what))
-    ids = probe_ids(model, 11)
-    hidden: list[Any] = []
-    stack.capture(ids, lambda index, before, after: hidden.append(after.clone()))
-    largest = 0.0
-    with torch.no_grad():
-        for exit_number in range(1, len(stack) + 1):
-            expected = independent_readout(model, stack.layers, ids, exit_number)
-            found = stack.readout(hidden[exit_number - 1])
-            largest = max(largest, float((found - expected).abs().max()))
+        return model
+
+    found = built(build, family, "built or run")
+    if isinstance(found, str):
+        return Row(family, reason=found)
+    model, stack = found
+    largest = largest_difference(model, stack, independent_readout)
     shape = measure_shape(model, stack)
     kinds = ", ".join(sorted({layer.kind for layer in shape.layers}))
     return Row(
@@ -97,6 +86,40 @@ def check_family(family: str) -> Row:
         largest,
         decoding=_without_numbers(check_decoding(model)),
     )
+
+
+def built(build: Callable[[], Any], family: str, what: str) -> tuple[Any, Any] | str:
+    """A small model and its stack; or why there is none. what: cannot be done where `build` fails."""
+    import torch
+
+    from offramp.errors import ModelError
+    from offramp.models.discovery import find_stack
+
+    torch.set_num_threads(1)
+    try:
+        model = build()
+    except Exception as error:  # noqa: BLE001 - whatever a family raises is the reason in its row
+        return f"cannot be {what} from a small config: {short(error)}"
+    try:
+        return model, find_stack(model, name=family)
+    except ModelError as error:
+        return re.sub(r"(by up to|largest difference) [\d.e+-]+", r"\1 …", error.what)
+
+
+def largest_difference(model: Any, stack: Any, expected: Callable[..., Any]) -> float:
+    """Of the logits at any exit to those that are expected of model, layers, ids and exit."""
+    import torch
+
+    from offramp.models.discovery import probe_ids
+
+    ids = probe_ids(model, 11)
+    hidden: list[Any] = []
+    with torch.no_grad():
+        stack.capture(ids, lambda index, before, after: hidden.append(after.clone()))
+        return max(
+            float((stack.readout(state) - expected(model, stack.layers, ids, exit)).abs().max())
+            for exit, state in enumerate(hidden, 1)
+        )
 
 
 def _without_numbers(decoding: Decoding) -> Decoding:

@@ -14,7 +14,7 @@ from torch import Tensor
 from offramp.defaults import DRAWS, SEED
 from offramp.errors import InputError
 from offramp.heads.output_head import TILE
-from offramp.kit.given import GivenIds, given_of
+from offramp.kit.given import prompt_of
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.policies.figures import FreeRunning
@@ -236,7 +236,7 @@ def _units(prompts: Sequence[Tokens], batch: int) -> NDArray[np.int64]:
     unit = [place // batch for place in range(len(prompts))]
     first: dict[tuple[int, ...], int] = {}
     for place, prompt in enumerate(prompts):
-        old, new = unit[place], first.setdefault(GivenIds.of(prompt, given_of(prompt)), unit[place])
+        old, new = unit[place], first.setdefault(prompt_of(prompt), unit[place])
         unit = [new if number == old else number for number in unit]
         first = {key: new if number == old else number for key, number in first.items()}
     return np.unique(unit, return_inverse=True)[1].astype(np.int64)
@@ -264,7 +264,7 @@ def full_models_choices(judged: JudgedAnswer, shared: int, dtype: str) -> NDArra
 
 def _one(model: Model, known: Judgements, prompt: Tokens, answer: Tokens, plain: Tokens) -> tuple[float, ...]:
     """Sums of one prompt: divergence, match, agreeing tokens, NLL of both answers, lengths of both."""
-    asked = GivenIds.of(prompt, given_of(prompt))
+    asked = prompt_of(prompt)
     for tokens in (answer, plain):
         key = (asked, tuple(tokens))
         if key not in known:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,6 +61,11 @@ class GivenIds(tuple[int, ...]):
 
     def __hash__(self) -> int:
         return hash((tuple(self), self.given))
+
+
+def prompt_of(ids: Sequence[int]) -> tuple[int, ...]:
+    """Token ids as a tuple that tells prompts apart, with what came beside them."""
+    return GivenIds.of(ids, given_of(ids))
 
 
 def given_of(carrier: object) -> Given | None:

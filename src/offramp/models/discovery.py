@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
-from offramp.models.calls import UNFIT_ERRORS as UNFIT_ERRORS
-from offramp.models.calls import first_tensor, hooked
+from offramp.models.calls import UNFIT_ERRORS, first_tensor, hooked
 from offramp.models.conditioned import probing
 from offramp.models.stack import READOUTS, ExitStack, LogitScaling, ReadoutKind, plain_linear
 from offramp.models.tensors import largest_difference, largest_finite

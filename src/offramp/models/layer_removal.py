@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from offramp.errors import ModelError
-from offramp.models.calls import continued, hidden_argument, with_hidden
+from offramp.models.calls import UNFIT_ERRORS, continued, hidden_argument, with_hidden
 from offramp.models.checkpoint import LAYER_COUNT_KEYS
-from offramp.models.discovery import UNFIT_ERRORS, probe_ids
+from offramp.models.discovery import probe_ids
 from offramp.models.stack import ExitStack
 
 # Attributes that may be a layer's number though only one layer has them.

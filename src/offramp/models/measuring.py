@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from offramp.models.calls import continued, cross_tensors, held_tensors, hooked, sliding_window
+from offramp.models.calls import UNFIT_ERRORS, continued, cross_tensors, held_tensors, hooked, sliding_window
 from offramp.models.conditioned import Conditioned, condition_of, probing
-from offramp.models.discovery import UNFIT_ERRORS, probe_ids
+from offramp.models.discovery import probe_ids
 from offramp.models.shape import CrossShape, EncoderShape, LayerShape, ModelShape
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import mean_element_bytes

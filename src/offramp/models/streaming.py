@@ -18,9 +18,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from offramp.errors import ModelError, refused_as
-from offramp.models.calls import Recorder, first_tensor, hidden_argument, replaced_forward, with_hidden
+from offramp.models.calls import (
+    UNFIT_ERRORS,
+    Recorder,
+    first_tensor,
+    hidden_argument,
+    replaced_forward,
+    with_hidden,
+)
 from offramp.models.checkpoint import StoredTensor, read_headers
-from offramp.models.discovery import UNFIT_ERRORS, find_stack, probe_ids
+from offramp.models.discovery import find_stack, probe_ids
 from offramp.models.loading import describe_model, load_tokenizer
 from offramp.models.measuring import measure_shape
 from offramp.models.model import Model

@@ -20,8 +20,8 @@ from transformers.core_model_loading import (
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from offramp.errors import ModelError
+from offramp.models.calls import UNFIT_ERRORS
 from offramp.models.checkpoint import StoredTensor, find_strangers, refuse_strangers
-from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.skeleton import Skeleton, shared_parameters
 
 Read = Callable[[StoredTensor], Tensor]

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,13 @@ from offramp.serving.arrivals import Demand, demand_of
 from offramp.serving.contenders import POLICY, LoadContender, answers_of, contenders_of
 from offramp.serving.figures import figures_of, over_seeds, ratio_over_seeds, sample_of
 from offramp.serving.prices import MachinePrices, StepPrices
-from offramp.serving.request import Load, Rule
+from offramp.serving.request import OF_A_LOAD, RATES_TRIED, Load, Rule
 from offramp.serving.results import Benefit, LoadExecution, LoadPoint, LoadResult, LoadServer, RungShare
 from offramp.serving.simulator import ServedDemand, ServerLimits, simulate
 from offramp.tracing.manifest import MANIFEST, REQUEST
 from offramp.tracing.progress import stage
 from offramp.tracing.trace import Trace
 
-AUTO_RATES = 10
 LOWEST, HIGHEST = 0.04, 1.1
 """Of the largest capacity, between which rates are chosen."""
 BEYOND = 10.0
@@ -45,7 +45,7 @@ GIVEN_TEXT = (
     "The texts were given, not the model's own answers: where tokens leave may differ (trace prompts: chat, "
     "math)."
 )
-ASKED = ("arrivals", "lengths", "rows", "budget", "rule", "kv", "slo", "requests", "seeds", "seed", "worth")
+ASKED = (*OF_A_LOAD, "kv", "seed", "worth")
 """Options that a result repeats."""
 Samples = Sequence[Mapping[str, float]]
 
@@ -69,7 +69,7 @@ class LoadSetting:
         asked = self.asked
         return demand_of(asked.how_arrive, asked.how_long, rate, asked.requests, seed)
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Positions of a request at most."""
         demands = [self.demand(1.0, seed) for seed in self.seeds]
@@ -187,7 +187,7 @@ def result_of(
         )
     capacities = {server.name: server.capacity.value for server in servers}
     most = max(capacities.values())
-    rates = rates_for(asked, capacities, np.geomspace(LOWEST * most, HIGHEST * most, AUTO_RATES).tolist())
+    rates = rates_for(asked, capacities, np.geomspace(LOWEST * most, HIGHEST * most, RATES_TRIED).tolist())
     points: list[LoadPoint] = []
     with said(asked, f"serving at {len(rates)} rates"):
         for rate in rates:

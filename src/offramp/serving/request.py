@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from offramp.tuning.tuned import Tuned
 
 AUTO_RATES = "auto"
+RATES_TRIED = 10
+"""Where that is asked for."""
+OF_A_LOAD = ("arrivals", "lengths", "rows", "budget", "rule", "slo", "requests", "seeds")
+"""Options that say what arrives and how it is served: results repeat them, studies may give them."""
 Rule = Literal["gain", "lockstep"]
 """When rows leave that were let go: where the step gets faster by it, or only all together."""
 

@@ -21,6 +21,7 @@ from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import TRANSFORMS, Transform, parse_transform, parse_transforms
 from offramp.policies.grammar import parse_policy
 from offramp.policies.names import StrategyName
+from offramp.serving.request import Load
 from offramp.studies.study import WHAT, Study, placed, resolved
 from offramp.studies.study_tables import (
     AUTO,
@@ -38,7 +39,7 @@ from offramp.studies.study_tables import (
 )
 from offramp.studies.task import AXES
 from offramp.studies.work.inputs import measured_on
-from offramp.studies.work.load import ASKED, load_of
+from offramp.studies.work.load import ASKED
 from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of, works
 from offramp.timing.accelerations import DECODERS, OF_THE_POLICY, read_beside
 from offramp.tracing.asked import names_layers
@@ -316,9 +317,8 @@ def check_loads(study: Study) -> None:
                 where = study.where("loads", index, "options", name)
                 raise InputError(f"a load has no {name!r}", where=where, fix=did_you_mean(name, ASKED))
         with placed(study, "loads", index, "options"):
-            load_of(
-                "a trace", entry.options, policy=[text for text in entry.policies if text != TUNED] or "never"
-            )
+            named = [text for text in entry.policies if text != TUNED]
+            Load("a trace", **entry.options, policy=named or "never")
     if study.loads and all(entry.source == BYTES for entry in study.machines):
         what, fix = "bytes moved say nothing of a load", "name a machine that has times"
         raise InputError(what, where=study.where("machines"), fix=fix)

@@ -13,7 +13,7 @@ from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions
 from offramp.defaults import SHORTLIST
 from offramp.errors import OfframpError
-from offramp.models.discovery import UNFIT_ERRORS
+from offramp.models.calls import UNFIT_ERRORS
 from offramp.policies.kv import STRATEGIES
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.short_list import with_short_head

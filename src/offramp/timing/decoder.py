@@ -17,10 +17,9 @@ from offramp.decoding.generation.generate import hold_batch
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, ModelError, OfframpError
-from offramp.models.calls import first_tensor
+from offramp.models.calls import UNFIT_ERRORS, first_tensor
 from offramp.models.conditioned import own_model, probing
 from offramp.models.devices import synchronise
-from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.timing.results import PLAIN, Contender

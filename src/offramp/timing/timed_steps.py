@@ -34,9 +34,8 @@ from offramp.decoding.strategies.strategy import Gear, Strategy
 from offramp.errors import ModelError
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.parts import Classifier, ExitMaps, ExitReading, Lens, Weights
-from offramp.models.calls import held_tensors
+from offramp.models.calls import UNFIT_ERRORS, held_tensors
 from offramp.models.devices import synchronise
-from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows
 from offramp.policies.signals import OPENING_FACT

@@ -17,8 +17,9 @@ from torch import Tensor
 from offramp.errors import InputError, ModelError, WorkloadError, raise_if_out_of_memory
 from offramp.files import sha256_of_text
 from offramp.kit.sealed_file import SealedFile
+from offramp.models.calls import UNFIT_ERRORS
 from offramp.models.conditioned import probing
-from offramp.models.discovery import UNFIT_ERRORS, probe_ids
+from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
 from offramp.models.source import weights_note
 from offramp.tracing.progress import token_bar

@@ -20,9 +20,9 @@ from offramp.decoding.engine.engine import Abilities, Drive, Engine, KeptState, 
 from offramp.decoding.engine.products import few_rows_are_faster, transposed_is_faster, wide_linears
 from offramp.decoding.engine.sequences import Sequences
 from offramp.errors import ModelError, raise_if_out_of_memory
-from offramp.models.calls import LayerCall, first_tensor, is_cache
+from offramp.models.calls import UNFIT_ERRORS, LayerCall, first_tensor, is_cache
 from offramp.models.conditioned import probing
-from offramp.models.discovery import UNFIT_ERRORS, find_stack, probe_ids
+from offramp.models.discovery import find_stack, probe_ids
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import largest_difference, largest_finite

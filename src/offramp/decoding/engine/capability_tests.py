@@ -12,8 +12,9 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences, token_positions
 from offramp.errors import ModelError, raise_if_out_of_memory
+from offramp.models.calls import UNFIT_ERRORS
 from offramp.models.conditioned import Conditioned, probing, under
-from offramp.models.discovery import UNFIT_ERRORS, special_tokens
+from offramp.models.discovery import special_tokens
 from offramp.models.tensors import largest_difference, largest_finite
 
 # Tokens of a trial's prompt and those decoded after it.

@@ -23,7 +23,7 @@ from offramp.decoding.options import DecodingOptions, HeadsSource, PolicySource
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.code import code_of
-from offramp.kit.given import GivenIds, given_of
+from offramp.kit.given import given_of, prompt_of
 from offramp.kit.output_folder import OutputFolder
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import device_name, free_bytes
@@ -137,8 +137,7 @@ def execute_prompts(
     if not prompts:
         raise InputError("there are no prompts", where="prompts=", fix="give at least one")
     openings = [
-        Opening(f"prompt {place + 1}", GivenIds.of(ids, given_of(ids)), traced=False)
-        for place, ids in enumerate(prompts)
+        Opening(f"prompt {place + 1}", prompt_of(ids), traced=False) for place, ids in enumerate(prompts)
     ]
     options = DecodingOptions.read(policy, kv=kv, heads=heads, lookup=lookup, new_tokens=new_tokens)
     longest = new_tokens + max((len(opening.ids) for opening in openings), default=0)

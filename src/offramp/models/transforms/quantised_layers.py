@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from offramp.errors import InputError, ModelError
-from offramp.models.calls import Recorder
-from offramp.models.discovery import UNFIT_ERRORS, probe_ids
+from offramp.models.calls import UNFIT_ERRORS, Recorder
+from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
 from offramp.models.process import silence_torchao
 from offramp.models.streaming import StreamedLayers

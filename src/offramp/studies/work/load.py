@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from offramp.defaults import SEED, WORTH
+from offramp.serving.request import OF_A_LOAD, RATES_TRIED, Load
 from offramp.serving.results import LoadResult
 from offramp.studies.study_tables import TUNED
 from offramp.studies.work.inputs import PricedWork, trace_of
@@ -14,34 +15,14 @@ from offramp.studies.work.tune import AnsweredWork
 from offramp.studies.work.work import WorkContext
 
 if TYPE_CHECKING:
-    from offramp.serving.request import Load
     from offramp.studies.task import TaskCost
     from offramp.studies.task_costs import Sizes
 
 SECONDS_PER_FACT = 4e-6
 SERVED_SECONDS = 0.2
 """Of one contender at one rate with the usual number of requests, roughly."""
-ASKED = (
-    "ladder",
-    "rates",
-    "arrivals",
-    "lengths",
-    "rows",
-    "budget",
-    "rule",
-    "slo",
-    "padded",
-    "requests",
-    "seeds",
-)
+ASKED = (*OF_A_LOAD, "ladder", "rates", "padded")
 """Options of `offramp load` that an entry may have; the study says the others."""
-
-
-def load_of(subject: Any, options: Mapping[str, Any], **more: Any) -> Load:
-    """The request that options of an entry make (`ASKED`). Raises InputError for values that are none."""
-    from offramp.serving.request import Load
-
-    return Load(subject, **{**options, **more})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +43,12 @@ class LoadWork(PricedWork[LoadResult], AnsweredWork[LoadResult]):
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It serves requests of every contender at every rate."""
-        from dataclasses import replace
-
         reading = sizes.reading_a_trace(SECONDS_PER_FACT)
         if reading.seconds is None:
             return reading
-        asked = load_of("a trace", self.options, policy="never")
-        rates, contenders = 10 if isinstance(asked.rates, str) else len(asked.rates), 2 + len(self.policies)
+        asked = Load("a trace", **self.options, policy="never")
+        rates = RATES_TRIED if isinstance(asked.rates, str) else len(asked.rates)
+        contenders = 2 + len(self.policies)
         return replace(reading, seconds=reading.seconds + SERVED_SECONDS * rates * contenders * asked.seeds)
 
     def run(self, context: WorkContext) -> LoadResult:
@@ -78,6 +58,5 @@ class LoadWork(PricedWork[LoadResult], AnsweredWork[LoadResult]):
         policies: list[Any] = [policy for policy in self.policies if policy != TUNED]
         for tuned in self.answers(context) if TUNED in self.policies else ():
             policies.append(tuned if tuned.kv == "propagate" else tuned.policy)
-        options = {"padded": self.profile is not None, **self.options}
-        more: dict[str, Any] = {"policy": policies or ["never"], "worth": self.worth, "seed": self.seed}
-        return load_of(trace, options, hardware=machine, **more).carry_out()
+        options = {"padded": self.profile is not None, **self.options, "worth": self.worth, "seed": self.seed}
+        return Load(trace, **options, policy=policies or ["never"], hardware=machine).carry_out()
