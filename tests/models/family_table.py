@@ -157,7 +157,8 @@ def check_families(
 
 
 INTRODUCTION = """\
-Made by `python tests/models/family_table.py` with transformers {version}; a test fails when it drifts.
+Made by `python tests/models/family_table.py` with transformers {version}; a test of the families that
+users bring, and of every fifth of the others, fails when it drifts.
 
 Every model type for which transformers has a causal language model is built from a small random config,
 its stack of exits is found by tracing one forward pass, and **each exit** is compared, in float32, with

@@ -18,7 +18,7 @@ from offramp.studies.folder import StudyFolder
 
 pytestmark = pytest.mark.slow
 
-KILLS, TRACE_KILLS, COMMAND_KILLS = 20, 3, 5
+KILLS, TRACE_KILLS, COMMAND_KILLS = 10, 1, 3
 SCRIPT = Path(__file__).with_name("killed_studies.py")
 LONGEST_AT_WORK = 1.5
 """Seconds until a command at work is killed."""

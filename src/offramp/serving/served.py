@@ -40,7 +40,7 @@ from offramp.serving.predict import (
 from offramp.serving.prices import StepPrices
 from offramp.serving.request import Load
 from offramp.serving.results import LoadExecution, LoadPoint, LoadResult, ServedAside
-from offramp.serving.served_prices import FittedSteps
+from offramp.serving.served_prices import FittedSteps, ServedSteps
 from offramp.serving.simulator import ServedDemand, run_steps
 from offramp.timing.defects import MachineLoad, describe
 from offramp.tracing.facts import SIGNAL_FACTS
@@ -285,23 +285,18 @@ def profiled(place: ServingPlace, contenders: Sequence[LoadContender]) -> dict[s
 
     Served in turns: twice from full rows down to one, and once with one request at a time.
     """
-    logs: dict[str, list[StepLog]] = {contender.name: [] for contender in contenders}
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    steps = {contender.name: ServedSteps(contender, [], []) for contender in contenders}
     full = max(2 * place.setting.limits.rows, 12)
     for seed, count in enumerate((full, 8, full), start=PROFILED):
         demand = place.first(place.some_demand(seed), count)
         if count < full:
             demand = replace(demand, arrival=1e6 * np.arange(count, dtype=np.float64))
         loops = {contender.name: ServedLoop(place.engine, contender, place.heads) for contender in contenders}
-        servers = place.serve(demand, loops, seed)
-        for name, server in servers.items():
+        for name, server in place.serve(demand, loops, seed).items():
             assert server.loop is not None
-            logs[name] += server.loop.log
-            seconds[name] += server.seconds
-    return {
-        contender.name: FittedSteps.of(logs[contender.name], seconds[contender.name], contender.layers)
-        for contender in contenders
-    }
+            steps[name].logs.extend(server.loop.log)
+            steps[name].seconds.extend(server.seconds)
+    return dict(zip(steps, FittedSteps.of(list(steps.values())), strict=True))
 
 
 def _executed(

@@ -15,11 +15,19 @@ from offramp.serving.prices import Seconds, StepPrices, leaving_rates
 
 KNOTS = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024], dtype=np.float64)
 """Rows at which a layer has a time of its own; between them it lies on a straight line."""
-PARTS = (
-    *("context", "repair", "repair row", "final", "final row", "check", "checked row", "decoding", "row"),
-    *("prompt", "prompt token", "prompt square", "prompt past", "leaving", "leaving row", "step"),
-)
-"""What a step is counted in beside its layers; each has a time."""
+OF_ALL, OF_HEAD, OF_ONE = "of all", "of a head", "of one"
+PARTS = {
+    **dict.fromkeys(("context", "repair", "repair row"), OF_ALL),
+    **dict.fromkeys(("final", "final row"), OF_HEAD),
+    **dict.fromkeys(("check", "checked row"), OF_ONE),
+    **dict.fromkeys(("decoding", "row"), OF_ALL),
+    "prompt": OF_HEAD,  # its first token is read off
+    **dict.fromkeys(("prompt token", "prompt square", "prompt past"), OF_ALL),
+    **dict.fromkeys(("leaving", "leaving row"), OF_ONE),
+    "step": OF_ALL,
+}
+"""What a step is counted in beside its layers, each with a time: the same for all contenders, for those with
+the same output head, or for one of them."""
 FAR = 0.35
 """Relative error from which on a step was held up by something else, and counts less."""
 ROUNDS = 4
@@ -55,10 +63,19 @@ def counted(log: StepLog, depth: int) -> Seconds:
 
 
 @dataclass(frozen=True)
+class ServedSteps:
+    """What a contender's steps ran, and how long each took."""
+
+    contender: LoadContender
+    logs: list[StepLog]
+    seconds: list[float]
+
+
+@dataclass(frozen=True)
 class FittedSteps:
     """Seconds of a layer at each of KNOTS, and of each of PARTS.
 
-    error: median relative error of a step that it was fitted to.
+    error: median relative error of its contender's steps.
     """
 
     layers: Seconds
@@ -66,12 +83,30 @@ class FittedSteps:
     error: float
 
     @classmethod
-    def of(cls, logs: Sequence[StepLog], seconds: Sequence[float], depth: int) -> FittedSteps:
-        """Fitted to steps; no part takes less than nothing, and no layer less for more rows."""
-        x, y = np.array([counted(log, depth) for log in logs]), np.array(seconds)
+    def of(cls, served: Sequence[ServedSteps]) -> list[FittedSteps]:
+        """Of each contender, fitted to the steps of all; no part takes less than nothing, and no layer less
+        for more rows.
+
+        Fitted each on its own, what two differ in would be the difference of two fits' errors.
+        """
         knots = len(KNOTS)
-        seen = x[:, :knots].sum(0) > 0
-        # Rises from knot to knot instead of times: none of them is below 0.
+        # 1. A column for each knot and each part of each owner; which of them a contender has.
+        names: list[tuple[int | str, object]] = [(place, None) for place in range(knots)]
+        columns = {name: place for place, name in enumerate(names)}
+        own = []
+        for steps in served:
+            head = steps.contender.rungs[-1].policy.short_head
+            owners = {OF_ALL: None, OF_HEAD: head, OF_ONE: steps.contender.name}
+            keys = [*names, *((part, owners[of]) for part, of in PARTS.items())]
+            own.append([columns.setdefault(key, len(columns)) for key in keys])
+        # 2. The steps of all, one below the other.
+        blocks = []
+        for steps, places in zip(served, own, strict=True):
+            block = np.zeros((len(steps.logs), len(columns)))
+            block[:, places] = [counted(log, steps.contender.layers) for log in steps.logs]
+            blocks.append(block)
+        x, y = np.concatenate(blocks), np.concatenate([steps.seconds for steps in served])
+        # 3. Rises from knot to knot instead of times: none of them is below 0.
         rising = np.eye(x.shape[1])
         rising[:knots, :knots] = np.tril(np.ones((knots, knots)))
         weights = 1.0 / y
@@ -79,13 +114,19 @@ class FittedSteps:
             found = rising @ nnls((x @ rising) * weights[:, None], y * weights)[0]
             off = np.abs(x @ found / y - 1.0)
             weights = np.where(off > FAR, 0.2, 1.0) / y
-        layers = found[:knots]
+        # 4. Beyond the last knot that was seen, on the line through the last two.
+        layers, seen = found[:knots], x[:, :knots].sum(0) > 0
         last = np.flatnonzero(seen)[-2:] if seen.sum() > 1 else np.array([0, 1])
         slope = (layers[last[1]] - layers[last[0]]) / (KNOTS[last[1]] - KNOTS[last[0]])
         beyond = np.greater(KNOTS, KNOTS[last[-1]])
         layers = np.where(beyond, layers[last[-1]] + slope * (KNOTS - KNOTS[last[-1]]), layers)
-        parts = dict(zip(PARTS, map(float, found[knots:]), strict=True))
-        return cls(layers, parts, float(np.median(off)))
+        ends = np.cumsum([len(block) for block in blocks])[:-1]
+        return [
+            cls(
+                layers, dict(zip(PARTS, found[places[knots:]].tolist(), strict=True)), float(np.median(error))
+            )
+            for places, error in zip(own, np.split(off, ends), strict=True)
+        ]
 
     def step_prices(self, contender: LoadContender, rows: int, longest: int) -> StepPrices:
         """As prices of a contender's steps."""
