@@ -227,3 +227,84 @@ def write_pairs(path: Path, *, documents: int = 24, seed: int = 0) -> Path:
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+SOUND_RATE, SOUND_SECONDS = 16_000, 1
+SUPPRESSED, NOT_FIRST, NO_TIMESTAMPS = (2, 30, *range(100, 150)), (1, 40, *range(150, 200)), 5
+"""Signs and bytes that no text of `write_sounds` has, often enough a random model's choice."""
+
+
+def write_whisper(folder: Path, **generation: Any) -> Path:
+    """A random Whisper of 2 encoder and 4 decoder layers that hears a second, its tokenizer and extractor.
+
+    generation: further entries of its generation config.
+    """
+    import torch
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+    )
+
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "decoder_start_token_id": 0}
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": LAYERS,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "num_mel_bins": 16,
+        "max_source_positions": 50 * SOUND_SECONDS,
+        "max_target_positions": 64,
+        "init_std": 0.3,
+        "suppress_tokens": None,
+        "begin_suppress_tokens": None,
+    }
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(WhisperConfig(**values, **special))
+    own = {
+        "suppress_tokens": list(SUPPRESSED),
+        "begin_suppress_tokens": list(NOT_FIRST),
+        "no_timestamps_token_id": NO_TIMESTAMPS,
+        "max_length": 64,
+    }
+    model.generation_config = GenerationConfig(**(own | generation), **special)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=SOUND_SECONDS).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_wav(path: Path, samples: Any, *, rate: int = SOUND_RATE) -> Path:
+    """A WAV file of 16 bits, of float64 [samples] or [samples, channels] from -1 to 1."""
+    import wave
+
+    values = np.round(np.asarray(samples) * 32767).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1 if values.ndim == 1 else values.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(values.tobytes())
+    return path
+
+
+def write_sounds(folder: Path, *, documents: int = 12, seed: int = 0) -> Path:
+    """Short sounds, each beside a text."""
+    vocabulary = " ".join(LINES).split()
+    generator = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    for number in range(documents):
+        times = np.arange(int(generator.integers(4_000, 12_000))) / SOUND_RATE
+        tones = generator.uniform(100, 4_000, size=3)
+        sound = sum(np.sin(2 * np.pi * tone * times) for tone in tones) / 4 + generator.normal(
+            0, 0.01, len(times)
+        )
+        write_wav(folder / f"s{number:02}.wav", np.clip(sound, -1, 1))
+        text = " ".join(generator.choice(vocabulary, size=int(generator.integers(6, 12))))
+        (folder / f"s{number:02}.txt").write_text(text + "\n", encoding="utf-8")
+    return folder

@@ -184,7 +184,7 @@ def test_a_model_object_is_wrapped_as_it_is(t5: Model) -> None:
     assert wrapped.reads_sources
     assert wrapped.bos_policy.token_id == 0
     with pytest.raises(ModelError, match="which reads input_features, fails on a few token ids"):
-        offramp.wrap(build_conditioned("whisper")[0])
+        offramp.wrap(build_conditioned("speech_to_text")[0])
 
 
 @pytest.mark.parametrize("family", ["t5", "umt5"])

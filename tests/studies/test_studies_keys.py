@@ -400,10 +400,10 @@ def test_the_code_of_a_plug_in_is_part_of_what_uses_it(world: Path, plug_in: Pat
 
 def test_the_libraries_that_compute_a_kind_are_part_of_it(base: StudyPlan) -> None:
     versions = {task.kind: set(task.recipe["versions"]) for task in base.tasks.values()}
-    assert versions["trace"] == {"torch", "transformers", "tokenizers", "numpy"}
+    assert versions["trace"] == {"torch", "transformers", "tokenizers", "numpy", "scipy"}
     assert versions["score"] == {"numpy", "scipy"}
-    assert versions["decode"] == versions["trace"] | {"scipy"}
-    assert versions["heads"] == versions["trace"] | {"scipy", "scikit-learn"}
+    assert versions["decode"] == versions["trace"]
+    assert versions["heads"] == versions["trace"] | {"scikit-learn"}
 
 
 def test_a_fingerprint_of_rooms_is_of_names_and_bytes() -> None:

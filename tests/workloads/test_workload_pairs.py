@@ -28,10 +28,10 @@ def test_a_pair_is_the_text_to_write_with_what_is_read(tmp_path: Path) -> None:
         ("7", "ein Haus", Given("a house")),
         ("line 3", "zwei", Given("two")),
     ]
-    assert (workload.mode, workload.has_sources, workload.decoded_whole) == ("text", True, True)
+    assert (workload.mode, workload.reads, workload.decoded_whole) == ("text", "text", True)
     other = load_workload(f"pairs:{file}#de,en")
     assert {given_of(document) for document in other.documents} == {Given("ein Haus"), Given("zwei")}
-    assert load_workload(f"jsonl:{file}#de").has_sources is False
+    assert load_workload(f"jsonl:{file}#de").reads is None
 
 
 def test_the_fingerprint_is_of_what_is_read_too_and_of_texts_as_before() -> None:

@@ -52,6 +52,8 @@ class Completion(Leaving, ReadThrough, Request):
     """A file with one prompt, its last line end left out; or "-"."""
     sources: Annotated[tuple[str, ...], flags("--source")] = ()
     """What an encoder-decoder reads, in the place of a prompt; several are decoded together."""
+    sounds: Annotated[tuple[Path, ...], flags("--audio")] = ()
+    """A WAV file that a speech model hears, in the place of a prompt; several are decoded together."""
     policy: Annotated[str, flags("--policy", "-p")] = FULL_MODEL
     kv: Annotated[StrategyName | None, exiting] = None
     heads: Annotated[Path | None, exiting] = None
@@ -59,7 +61,7 @@ class Completion(Leaving, ReadThrough, Request):
     lookup: Annotated[
         Whole,
         only_if(
-            lambda asked: len((*asked.prompts, *asked.prompt_files, *asked.sources)) == 1,
+            lambda asked: asked.asked_for == 1,
             "with several prompts",
             "one --prompt",
         ),
@@ -80,7 +82,7 @@ class Completion(Leaving, ReadThrough, Request):
     batching: Annotated[
         BatchingName | None,
         only_if(
-            lambda asked: len((*asked.prompts, *asked.prompt_files, *asked.sources)) != 1,
+            lambda asked: asked.asked_for != 1,
             "with one prompt",
             "another --prompt",
         ),
@@ -101,25 +103,37 @@ class Completion(Leaving, ReadThrough, Request):
         super().check()
         _ = self.texts, self.options
 
+    @property
+    def asked_for(self) -> int:
+        """How many answers."""
+        return len((*self.prompts, *self.prompt_files, *self.sources, *self.sounds))
+
     @cached_property
     def texts(self) -> list[str]:
-        """The prompts, or the sources. Raises InputError."""
-        if not self.sources:
+        """The prompts, the sources, or the paths of the sounds. Raises InputError."""
+        if not self.sources and not self.sounds:
             return read_prompts(self.prompts, self.prompt_files)
-        if self.prompts or self.prompt_files:
+        if self.prompts or self.prompt_files or (self.sources and self.sounds):
             raise InputError(
                 "a source is read by an encoder-decoder, whose answers begin with no prompt",
-                where="--source",
-                fix="give --source TEXT alone, or --prompt TEXT to a causal language model",
+                where="--audio" if self.sounds else "--source",
+                fix="give --source TEXT or --audio FILE alone, or --prompt TEXT to a causal language model",
             )
-        for source in self.sources:
-            Given(source)
-        return list(self.sources)
+        return [given.text for given in self.given_sources]
+
+    @cached_property
+    def given_sources(self) -> tuple[Given, ...]:
+        """What an encoder-decoder is to read. Raises InputError."""
+        from offramp.kit.sound import given_sound
+
+        return (*map(Given, self.sources), *map(given_sound, self.sounds))
 
     def find(self, model: str) -> ModelRequest:
         """The files, refused where they read no source and there is one, or the other way round."""
         found = super().find(model)
-        found.require_sources(bool(self.sources), "--source" if self.sources else "--prompt")
+        given = self.given_sources
+        where = "--audio" if self.sounds else "--source" if self.sources else "--prompt"
+        found.require_sources(given[0].kind if given else None, where, given)
         return found
 
     @property
@@ -193,8 +207,8 @@ def generate(asked: Completion, out: Output) -> None:
     from offramp.kit.typed import to_json
 
     model = asked.load()
-    if asked.sources:
-        prompts = prompt_batch(model, "", chat=False, source=asked.texts)
+    if asked.given_sources:
+        prompts = prompt_batch(model, "", chat=False, given=asked.given_sources)
     else:
         prompts = prompt_batch(model, asked.texts, chat=asked.chat)
     summary = console(sys.stderr)

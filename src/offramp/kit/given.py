@@ -1,4 +1,4 @@
-"""What a model is given beside token ids: the source text of an encoder-decoder. No torch here."""
+"""What a model is given beside token ids: what an encoder reads, a text or a sound. No torch here."""
 
 from __future__ import annotations
 
@@ -11,26 +11,35 @@ from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import Whole
 
+Kind = Literal["text", "audio"]
+
 
 @dataclass(frozen=True)
 class Given:
     """One input of an encoder. Raises InputError for a source that says nothing."""
 
     text: str = ""
-    """What is read, where it is a text."""
+    """What is read, where it is a text; of a sound the path of its file."""
     tokens: tuple[Whole, ...] | None = None
     """The encoder's token ids, exactly these, where there is no text to encode."""
-    kind: Literal["text"] = "text"
+    kind: Kind = "text"
+    samples: str = ""
+    """Of a sound, the fingerprint of what is heard (`offramp.kit.sound.Sound`)."""
+    seconds: float = 0.0
+    """Of a sound, how long it lasts."""
 
     def __post_init__(self) -> None:
         """Refuse what says nothing."""
         settle_fields(self, InputError)
-        if not (self.text.strip() if self.tokens is None else self.tokens):
+        said = self.text.strip() if self.tokens is None else self.tokens
+        if not (self.samples if self.kind == "audio" else said):
             raise InputError("the source is empty", where="source", fix="give it some text")
 
     @property
     def content(self) -> list[Any]:
         """What is hashed of it."""
+        if self.kind == "audio":
+            return [self.kind, self.samples]
         return [self.kind, self.text, *([] if self.tokens is None else [list(self.tokens)])]
 
     @property

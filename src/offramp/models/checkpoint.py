@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from offramp.errors import InputError, ModelError
+from offramp.kit.given import Kind
 from offramp.models.shape import DTYPES
 
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -199,20 +200,33 @@ LAYER_COUNT_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "d
 OBSOLETE_CONSTANTS = (".masked_bias",)
 
 
-def reads_sources(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of an encoder-decoder, whose decoder was not stored alone."""
+SOURCES: dict[Kind | None, tuple[str, str]] = {
+    None: ("none", ""),
+    "text": ("a source", "pairs:FILE.jsonl#source,target, or generate with --source"),
+    "audio": ("a sound", "audio:DIR or audio:FILE.jsonl, or generate with --audio"),
+}
+"""By what an encoder reads: its name, and where it comes from."""
+
+
+def source_read(config: Mapping[str, Any]) -> Kind | None:
+    """What the encoder reads that a config.json states; None for any but an encoder-decoder, and for one
+    whose decoder was stored alone."""
     architectures = config.get("architectures") or []
     alone = any(str(name).endswith("ForCausalLM") for name in architectures)
-    return config.get("is_encoder_decoder") is True and not alone
+    if config.get("is_encoder_decoder") is not True or alone:
+        return None
+    return "audio" if config.get("model_type") == "whisper" else "text"
 
 
-def unfit_source(name: str, *, reads: bool, where: str) -> InputError:
-    """The error for a document without a source where a model reads one, and the other way round."""
+def unfit_source(name: str, *, reads: Kind | None, given: Kind | None, where: str) -> InputError:
+    """The error for a document without what a model reads beside it, and the other way round."""
+    here = SOURCES[given][0]
     if reads:
-        what = f"{name} is an encoder-decoder: it reads a source beside each text, and here is none"
-        fix = "name a workload with sources, pairs:FILE.jsonl#source,target, or generate with --source"
+        read, grammar = SOURCES[reads]
+        what = f"{name} is an encoder-decoder: it reads {read} beside each text, and here is {here}"
+        fix = f"name a workload with such, {grammar}"
     else:
-        what = f"there is a source beside the text, and {name} reads none: it is no encoder-decoder"
+        what = f"there is {here} beside the text, and {name} reads none: it is no encoder-decoder"
         fix = "name a workload of texts, such as jsonl:FILE.jsonl#field, or an encoder-decoder"
     return InputError(what, where=where, fix=fix)
 

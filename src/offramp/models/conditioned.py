@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.errors import ModelError, refused_as
+from offramp.kit.given import Kind
 from offramp.models.calls import UNFIT_ERRORS
-from offramp.models.checkpoint import SOURCE_WINDOW_KEYS, TARGET_WINDOW_KEYS
+from offramp.models.checkpoint import SOURCE_WINDOW_KEYS, TARGET_WINDOW_KEYS, source_read
 
 ENCODINGS_BYTES = 1 << 28
 """Encodings that are kept for later take so much memory at most."""
@@ -31,6 +32,9 @@ SHORTER = 5
 
 PROBE = "probe"
 """What the encoding of that source is kept by."""
+
+FRAMES_PER_POSITION = 2
+"""Of a spectrogram, that Whisper's encoder makes one position of (arXiv 2212.04356, section 2.2)."""
 
 DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", "decoder_num_layers", "decoder_num_hidden_layers")
 
@@ -138,18 +142,59 @@ def _causal_config(config: Any) -> _CausalConfig:
     return _CausalConfig(config, text=_CausalConfig(text, **own))
 
 
+def _suppressing(hf: Any) -> Any:
+    """The model with the tokens that its generation config suppresses ruled out by its output head, so that
+    every exit is read so: a shallow twin, whose head has a bias of -inf there; itself if there are none."""
+    tokens = getattr(getattr(hf, "generation_config", None), "suppress_tokens", None)
+    head = hf.get_output_embeddings()
+    if not tokens or not isinstance(head, nn.Linear):
+        return hf
+    bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias.detach().clone()
+    bias[list(tokens)] = -torch.inf
+    ruling, twin = copy.copy(head), copy.copy(hf)
+    ruling._parameters, ruling._buffers = dict(head._parameters), {}
+    del ruling.bias
+    ruling.register_buffer("bias", bias, persistent=False)  # no weight of the model
+    twin._modules = dict(hf._modules)
+    twin.set_output_embeddings(ruling)
+    return twin
+
+
+def _forced(config: Any) -> list[int]:
+    """What a generation config puts behind the start token: of Whisper language and task, English and
+    transcription unless it says otherwise, where it knows several, and that there are no timestamps."""
+    stated = sorted(getattr(config, "forced_decoder_ids", None) or [])
+    if stated and all(token is not None for _, token in stated):
+        return [int(token) for _, token in stated]
+    asked: list[int | None] = []
+    if getattr(config, "is_multilingual", False):
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        language = str(getattr(config, "language", None) or "en").strip("<|>")
+        what, fix = "it states a language or task that the model does not know", "mend it, or leave them out"
+        with refused_as(ModelError, what, KeyError, AttributeError, where="the generation config", fix=fix):
+            asked.append(config.lang_to_id[f"<|{TO_LANGUAGE_CODE.get(language, language)}|>"])
+            asked.append(config.task_to_id[getattr(config, "task", None) or "transcribe"])
+    asked.append(getattr(config, "no_timestamps_token_id", None))
+    return [int(token) for token in asked if token is not None]
+
+
 class Conditioned(nn.Module):
     """The decoder of an encoder-decoder, called as a causal language model is, given a condition.
 
-    The encoder runs in `encoding` and nowhere else. All else that is asked of it is the model's own.
+    The encoder runs in `encoding` and nowhere else. Tokens that the generation config suppresses have no
+    probability, at any exit. All else that is asked of it is the model's own.
     probe: the encoder's inputs for the source on which the model itself is measured, by default of random
-    token ids.
+    token ids, or random features of a sound. extractor: transformers' own that makes features of sounds.
     """
 
-    def __init__(self, hf: Any, probe: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, hf: Any, probe: Mapping[str, Tensor] | None = None, extractor: Any = None) -> None:
         super().__init__()
-        self.inner = hf
+        self.inner = _suppressing(hf)
+        self.extractor = extractor
+        self.reads: Kind = source_read(hf.config.to_dict()) or "text"
         self.training = hf.training
+        self._not_first = getattr(getattr(hf, "generation_config", None), "begin_suppress_tokens", None)
         self.config = _causal_config(hf.config)
         self.encodings: OrderedDict[Any, Encoding] = OrderedDict()  # made lately, by name; one for all copies
         self._weights: list[Any] = []  # that they were made with
@@ -175,8 +220,13 @@ class Conditioned(nn.Module):
         self.inner.generation_config = config
 
     @property
+    def front(self) -> tuple[int, ...]:
+        """The tokens in front of every answer."""
+        return (self.start_token, *(_forced(self.inner.generation_config) if self.reads == "audio" else ()))
+
+    @property
     def start_token(self) -> int:
-        """The token in front of every answer."""
+        """The first of them."""
         parts = (self.inner.generation_config, self.inner.config, self.config.get_text_config())
         names = ("decoder_start_token_id", "start_token_id", "bos_token_id")
         found = [getattr(part, name, None) for name in names for part in parts if part is not None]
@@ -202,6 +252,8 @@ class Conditioned(nn.Module):
             self._weights[:] = weights
         if key not in kept:
             given = {name: value.to(self.inner.device) for name, value in inputs().items()}
+            if self.reads == "audio":
+                given = {name: value.to(self.inner.dtype) for name, value in given.items()}
             kept[key] = Encoding(encoder(**given, return_dict=True))
         kept.move_to_end(key)
         while len(kept) > 1 and sum(encoding.size for encoding in kept.values()) > ENCODINGS_BYTES:
@@ -225,8 +277,8 @@ class Conditioned(nn.Module):
             raise ModelError(
                 f"a {type(self.inner).__name__} decodes what its encoder read, and nothing was given to read",
                 where=type(self.inner).__name__,
-                fix="name a workload with sources, pairs:FILE.jsonl#source,target; in Python run it within "
-                "model.given(documents)",
+                fix="name a workload with sources, pairs:FILE.jsonl#source,target or audio:DIR; in Python "
+                "run it within model.given(documents)",
             )
         return held[1]
 
@@ -237,7 +289,13 @@ class Conditioned(nn.Module):
         from offramp.models.discovery import probe_ids
 
         def inputs(length: int) -> Mapping[str, Tensor]:
-            return {"input_ids": probe_ids(self, length)} if self._probe is None else self._probe
+            if self._probe is not None:
+                return self._probe
+            if self.reads == "text":
+                return {"input_ids": probe_ids(self, length)}
+            config, random = self.inner.config, torch.Generator("cpu").manual_seed(length)
+            shape = (1, config.num_mel_bins, FRAMES_PER_POSITION * config.max_source_positions)
+            return {"input_features": torch.randn(shape, generator=random, device="cpu")}
 
         lengths = [PROBE_POSITIONS - SHORTER * row for row in range(rows)]
         family, read = type(self.inner).__name__, self.inner.main_input_name
@@ -290,15 +348,20 @@ class Conditioned(nn.Module):
         if attention_mask is not None and bool(attention_mask.all()):
             del masks["decoder_attention_mask"]
         options |= {name: value for name, value in masks.items() if value is not None}
+        # The plain configs that decoding is measured under know nothing of the first token.
+        if self._not_first is not None:
+            options.setdefault("begin_suppress_tokens", self._not_first)
         # Another start token than the ids' own would be put in front of them.
         start = {"decoder_input_ids": inputs, "decoder_start_token_id": int(inputs[0, 0])}
         return GenerationMixin.generate(self.inner, encoder_outputs=output, **start, **options)
 
 
-def as_causal(hf: Any) -> Any:
+def as_causal(hf: Any, extractor: Any = None) -> Any:
     """A transformers model as offramp drives it: an encoder-decoder by its decoder, any other as it is."""
     both = getattr(hf.config, "is_encoder_decoder", False) and not isinstance(hf, Conditioned)
-    return Conditioned(hf) if both and "encoder_outputs" in inspect.signature(hf.forward).parameters else hf
+    if both and "encoder_outputs" in inspect.signature(hf.forward).parameters:
+        return Conditioned(hf, extractor=extractor)
+    return hf
 
 
 def own_model(hf: Any) -> Any:

@@ -18,10 +18,10 @@ from offramp.models.checkpoint import (
     find_strangers,
     read_config,
     read_headers,
-    reads_sources,
     refuse_strangers,
+    source_read,
 )
-from offramp.models.conditioned import Conditioned, as_causal, own_model
+from offramp.models.conditioned import FRAMES_PER_POSITION, Conditioned, as_causal, own_model
 from offramp.models.devices import CPU
 from offramp.models.identity import ModelIdentity
 from offramp.models.model import BosPolicy, Model, NoTokenizer, find_bos_policy, find_eos_token_ids
@@ -82,7 +82,9 @@ def load_source(
     """
     with quiet_transformers():
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        extractor = load_extractor(source)
         hf, unexpected = _load_weights(source, dtype, trust_remote_code, placement or Placement())
+    hf = as_causal(hf.eval(), extractor)
     model = build_model(hf, tokenizer, name=source.name, identity=source.identity, dtype=dtype, source=source)
     if placement is not None and placement.attn_implementation is not None:
         model = replace(model, attention=placement.attn_implementation)
@@ -193,7 +195,7 @@ def describe_model(
     lengths = [getattr(config, key, None) for key in CONTEXT_KEYS]
     bos = find_bos_policy(tokenizer, config.model_type)
     if isinstance(hf, Conditioned) and not isinstance(tokenizer, NoTokenizer):
-        bos = BosPolicy("forced", hf.start_token)
+        bos = BosPolicy("forced", hf.front[0], hf.front[1:])
     return Model(
         name=name,
         hf=hf,
@@ -241,6 +243,38 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
         ) from error
     check_vocabulary(tokenizer, config, source.folder)
     return tokenizer
+
+
+OWN_EXTRACTOR = "put the preprocessor_config.json that belongs to this model there"
+
+
+def check_extractor(extractor: Any, config: Any, folder: Path) -> None:
+    """Refuse a feature extractor of another speech model: other mel bands, or a window of another length."""
+    made = (extractor.feature_size, extractor.nb_max_frames)
+    read = (config.num_mel_bins, FRAMES_PER_POSITION * config.max_source_positions)
+    if made != read:
+        what = (
+            f"the feature extractor makes {made[0]} mel bands of {made[1]:,} frames, and the encoder reads "
+        )
+        what += f"{read[0]} of {read[1]:,}: they are not of the same model"
+        raise ModelError(what, where=str(folder), fix=OWN_EXTRACTOR)
+
+
+def load_extractor(source: ModelFiles) -> Any:
+    """What makes features of sounds for a speech model, None for any other. Raises ModelError if unfit."""
+    if source_read(read_config(source.folder)) != "audio":
+        return None
+    from transformers import AutoConfig, AutoFeatureExtractor
+
+    try:
+        auto: Any = AutoFeatureExtractor
+        extractor = auto.from_pretrained(source.folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    except LOADING_ERRORS as error:
+        what = f"transformers cannot read what makes features of sounds: {_brief(error)}"
+        raise ModelError(what, where=str(source.folder), fix=OWN_EXTRACTOR) from error
+    check_extractor(extractor, config, source.folder)
+    return extractor
 
 
 def _brief(error: Exception) -> str:
@@ -324,9 +358,8 @@ def auto_class_of(source: ModelFiles) -> Any:
     """The class of transformers that loads a source: of an encoder-decoder with its encoder."""
     import transformers
 
-    if reads_sources(read_config(source.folder)):
-        return transformers.AutoModelForSeq2SeqLM
-    return transformers.AutoModelForCausalLM
+    names = {None: "CausalLM", "text": "Seq2SeqLM", "audio": "SpeechSeq2Seq"}
+    return getattr(transformers, f"AutoModelFor{names[source_read(read_config(source.folder))]}")
 
 
 def _other_shape(source: ModelFiles, trust_remote_code: bool) -> str | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -20,8 +21,9 @@ from jinja2 import TemplateError
 
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import checked
-from offramp.kit.given import Given, given_of
+from offramp.kit.given import Given, Kind, given_of
 from offramp.kit.numbers import Whole
+from offramp.kit.sound import require_within, sound_of
 from offramp.models.checkpoint import unfit_source
 from offramp.models.conditioned import Condition, Conditioned, Encoding, own_model, under
 from offramp.models.identity import ATTENTION, ModelIdentity, shown_name
@@ -74,6 +76,13 @@ class BosPolicy:
     tokenizer does not add it) or "none"."""
     token_id: int | None = None
     """The token, None for "none"."""
+    further: tuple[int, ...] = ()
+    """What stands behind it in front of every answer: a speech model's language and task."""
+
+    @property
+    def front(self) -> tuple[int, ...]:
+        """All tokens in front of a text."""
+        return () if self.token_id is None else (self.token_id, *self.further)
 
 
 def find_bos_policy(tokenizer: Any, model_type: str) -> BosPolicy:
@@ -107,6 +116,13 @@ def encode_text(tokenizer: Any, policy: BosPolicy, text: str, *, target: bool = 
         ) from error
     asked = {"text_target" if target else "text": text}
     return _with_bos(policy, tokenizer(**asked, verbose=False)["input_ids"])
+
+
+def encode_speech(tokenizer: Any, policy: BosPolicy, text: str) -> list[int]:
+    """Token ids of what is said, as a speech model writes it: behind what it is asked for, which a tokenizer
+    does not know, and a space, ended by the end token."""
+    said = encode_text(partial(tokenizer, add_special_tokens=False), BosPolicy("none"), f" {text.strip()}")
+    return _with_bos(policy, [*said, tokenizer.eos_token_id])
 
 
 OTHER_TEMPLATE = "trace a workload of given texts, or repair the template in the tokenizer's files"
@@ -176,10 +192,8 @@ def decode_text(tokenizer: Any, ids: Sequence[int], *, special: bool = True) -> 
 
 def _with_bos(policy: BosPolicy, tokens: Iterable[Any]) -> list[int]:
     """Token ids with BOS in front if the policy forces it and it is not there."""
-    ids = [int(token) for token in tokens]
-    if policy.source == "forced" and policy.token_id is not None and ids[:1] != [policy.token_id]:
-        return [policy.token_id, *ids]
-    return ids
+    ids, front = [int(token) for token in tokens], list(policy.front)
+    return [*front, *ids] if policy.source == "forced" and ids[: len(front)] != front else ids
 
 
 def find_eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -343,7 +357,12 @@ class Model:
     @property
     def reads_sources(self) -> bool:
         """Whether it is an encoder-decoder, which is given a source beside the token ids of its answer."""
-        return isinstance(self.hf, Conditioned)
+        return self.reads is not None
+
+    @property
+    def reads(self) -> Kind | None:
+        """What an encoder-decoder is given, text or sound; None for any other model."""
+        return self.hf.reads if isinstance(self.hf, Conditioned) else None
 
     @contextmanager
     def given(self, documents: Iterable[object]) -> Iterator[None]:
@@ -358,10 +377,11 @@ class Model:
         """
         carried = list(documents)
         inputs = [given for given in map(given_of, carried) if given is not None]
-        if len(inputs) != (len(carried) if self.reads_sources else 0):
-            unfit = next(one for one in carried if (given_of(one) is None) == self.reads_sources)
-            where = str(getattr(unfit, "id", "model.given(documents)"))
-            raise unfit_source(self.shown_name, reads=self.reads_sources, where=where)
+        for one in carried:
+            kind = None if (given := given_of(one)) is None else given.kind
+            if kind != self.reads:
+                where = str(getattr(one, "id", "model.given(documents)"))
+                raise unfit_source(self.shown_name, reads=self.reads, given=kind, where=where)
         condition = Condition(tuple(map(self._encoding, inputs))) if inputs else None
         with under(self.hf, condition):
             yield
@@ -374,7 +394,26 @@ class Model:
         positions = math.fsum(self._encoding(given).positions for given in inputs) / len(inputs)
         return replace(self.shape, encoder=replace(self.shape.encoder, positions=positions))
 
+    def _heard(self, given: Given) -> Encoding:
+        extractor = self.hf.extractor
+        if extractor is None:
+            what = "the model was wrapped without what makes features of sounds, so it hears none"
+            fix = "give offramp.wrap(model, processor), transformers' own AutoProcessor of its folder"
+            raise InputError(what, where=given.text, fix=fix)
+        require_within(given, extractor.chunk_length, self.shown_name)
+
+        def features() -> Mapping[str, torch.Tensor]:
+            rate = extractor.sampling_rate
+            made = extractor(sound_of(given).at(rate), sampling_rate=rate, return_tensors="pt")
+            return {"input_features": made["input_features"]}
+
+        with evaluating(self.hf):
+            made: Encoding = self.hf.encoding(given.samples, features)
+        return made
+
     def _encoding(self, given: Given) -> Encoding:
+        if given.kind == "audio":
+            return self._heard(given)
         ids = list(given.tokens or self.tokenizer(given.text, verbose=False)["input_ids"])
         where, window = f"the source {given.text[:40]!r}", self.hf.source_window
         if not 0 < len(ids) <= (window or len(ids)):
@@ -435,6 +474,8 @@ class Model:
 
         Raises ModelError if the text holds a token that the model has no embedding for.
         """
+        if self.reads == "audio":
+            return self._with_rows(encode_speech(self.tokenizer, self.bos_policy, text))
         return self._with_rows(encode_text(self.tokenizer, self.bos_policy, text, target=self.reads_sources))
 
     @checked

@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.kit.numbers import whole_number
-from offramp.models.checkpoint import read_config, reads_sources
+from offramp.models.checkpoint import read_config, source_read
 from offramp.models.loading import LOADING_ERRORS, know_family
 from offramp.models.source import ModelFiles
 
@@ -55,7 +55,7 @@ def build_skeleton(source: ModelFiles, *, dtype: str, trust_remote_code: bool = 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     auto_class: Any = AutoModelForCausalLM
     know_family(source)
-    if reads_sources(read_config(source.folder)):
+    if source_read(read_config(source.folder)) is not None:
         raise ModelError(
             "the layers of an encoder-decoder cannot be left on disk",
             where=str(source.folder),

@@ -454,14 +454,15 @@ class PlainRunning(Running):
     """Plain greedy decoding, a forward of the whole model for each token.
 
     Everything is prepared by `generate()` itself, its cache included; a step is what its own greedy loop does
-    for a token, without processors, stopping rules and streamers, of which there are none; as there, the host
-    learns of every token before it goes on.
+    for a token, without stopping rules and streamers, of which there are none; as there, the host learns of
+    every token before it goes on.
     """
 
     def __init__(self, model: Model, prompts: PromptBatch, new_tokens: int, **keywords: Any) -> None:
         self._model, self._prompt, self._rows = model, prompts.ids.shape[1], len(prompts.ids)
         self._ids = prompts.ids
         self._given: Mapping[str, Any] = {}
+        self._process: Any = None
         configured = own_config(model.hf, plain_config(new_tokens))
         with torch.no_grad(), configured, model.given(prompts.given):
             model.hf.generate(
@@ -481,7 +482,7 @@ class PlainRunning(Running):
         **model_kwargs: Any,
     ) -> Tensor:
         """What transformers calls in the place of its own loop; see `_sample` there."""
-        self._given = model_kwargs
+        self._given, self._process = model_kwargs, logits_processor
         return input_ids
 
     @property
@@ -504,7 +505,8 @@ class PlainRunning(Running):
             outputs, self._given, is_encoder_decoder=self._model.reads_sources
         )
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
-        self._ids = torch.cat([self._ids, logits.argmax(-1)[:, None]], dim=-1)
+        chosen = self._process(self._ids, logits).argmax(-1)
+        self._ids = torch.cat([self._ids, chosen[:, None]], dim=-1)
         synchronise(self._ids.device)
 
     def finish(self, first_seconds: float, seconds: float) -> DecodedBatch:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import settled
+from offramp.kit.given import Given, Kind
 from offramp.kit.numbers import shown_size
+from offramp.kit.sound import require_within
 from offramp.models.devices import AUTO, CPU, DtypeName, find_device
 from offramp.models.identity import ModelIdentity, shown_name
 from offramp.models.source import ModelFiles, at_revision, is_object, named_object
@@ -151,21 +153,28 @@ class ModelRequest:
         if self.identity is not None:
             require_base(heads, {"name": self.source.name, **self.identity.to_json()}, where)
 
-    def require_sources(self, there_are: bool, where: str) -> None:
-        """Refuse an encoder-decoder without sources, and sources where no encoder reads them, before a weight
-        is loaded. where: says which. Raises InputError.
+    def require_sources(self, kind: Kind | None, where: str, sounds: Iterable[Given] = ()) -> None:
+        """Refuse an encoder-decoder without sources of its kind, and sources that no encoder reads or that
+        last too long, before a weight is loaded. where: says which. sounds: of them. Raises InputError.
         """
-        from offramp.models.checkpoint import read_config, reads_sources, unfit_source
+        from offramp.models.checkpoint import read_config, source_read, unfit_source
 
-        given = self.given
-        reads = reads_sources(read_config(self.source.folder)) if given is None else given.reads_sources
-        if reads != there_are:
-            raise unfit_source(self.source.name, reads=reads, where=where)
+        model = self.given
+        reads = source_read(read_config(self.source.folder)) if model is None else model.reads
+        if reads != kind:
+            raise unfit_source(self.source.name, reads=reads, given=kind, where=where)
+        if kind == "audio":
+            from offramp.models.loading import load_extractor
+
+            extractor = load_extractor(self.source) if model is None else model.hf.extractor
+            for sound in sounds if extractor else ():  # without one, none is heard
+                require_within(sound, extractor.chunk_length, self.source.name)
 
     def require_fitting(self, workloads: Iterable[Workload]) -> None:
         """The same for workloads. Raises InputError."""
         for workload in workloads:
-            self.require_sources(workload.has_sources, f"the workload {workload.name}")
+            sounds = (document.given for document in workload.documents if document.given is not None)
+            self.require_sources(workload.reads, f"the workload {workload.name}", sounds)
 
     def load(self, placement: Placement | None = None) -> Model:
         """The model, checked and transformed. placement: by default wholly on the device, as it is.

@@ -90,7 +90,7 @@ def plan_trace(
     answer: gives the answering function; called in generation mode only.
     """
     _require_known_tokens(model, workload)
-    prepended = 0 if model.bos_policy.token_id is None else 1
+    prepended = len(model.bos_policy.front)
     encode = model.encode_chat if workload.chat else model.encode
     encoded: Sequence[EncodedDocument]
     short: list[str] = []

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from offramp.errors import WorkloadError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.arguments import settle_fields
-from offramp.kit.given import Given
+from offramp.kit.given import Given, Kind
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.rules import Beside
 
@@ -35,7 +35,8 @@ class Document:
     kind: str | None = None
     """Of generated ones the generator, None for others. Where few are picked, each kind has its turn."""
     given: Given | None = None
-    """What an encoder-decoder reads, of which the text is what it is to write; None for a text alone."""
+    """What an encoder-decoder reads, text or sound, of which the text is what it is to write; None for a text
+    alone."""
 
     def __post_init__(self) -> None:
         """Refuse what is no text or no token id."""
@@ -113,15 +114,15 @@ class Workload:
         return f"Workload({self.name}, {self.mode}, {len(self.documents):,} documents)"
 
     @property
-    def has_sources(self) -> bool:
-        """Whether it is for an encoder-decoder: each text is what it is to write of a source."""
-        return any(document.given is not None for document in self.documents)
+    def reads(self) -> Kind | None:
+        """What an encoder-decoder reads, each text being what it writes of that; None for texts alone."""
+        return next((document.given.kind for document in self.documents if document.given is not None), None)
 
     @property
     def decoded_whole(self) -> bool:
         """Whether what is decoded from is a prompt as it is, and not the start of a text: a decoder that is
         given a source begins with nothing of the text."""
-        return self.mode == "generation" or self.has_sources
+        return self.mode == "generation" or self.reads is not None
 
     @property
     def fingerprint(self) -> str:

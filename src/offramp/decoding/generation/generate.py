@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,9 @@ from offramp.decoding.options import (
 )
 from offramp.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.errors import InputError
+from offramp.kit.given import Given
 from offramp.kit.numbers import Count, Whole
+from offramp.kit.sound import given_sound
 from offramp.models.model import Model, decode_text, in_evaluation
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.rules.fixed import Never
@@ -74,6 +77,7 @@ def generate(
     prompt: Prompt = "",
     *,
     source: str | Sequence[str] | None = None,
+    audio: str | Path | Sequence[str | Path] | None = None,
     policy: PolicySource = None,
     kv: StrategyName | None = None,
     heads: HeadsSource = None,
@@ -94,7 +98,8 @@ def generate(
     prompt: a text, token ids, int64 [1, length], or several of them (padded on the left). A text is encoded
     as `tokenizer(text)`, with chat=True as one user turn of the chat template. The prompt runs all layers, so
     that the first new token leaves at exit L.
-    source: what an encoder-decoder reads, a text or several, in the place of prompts.
+    source: what an encoder-decoder reads, a text or several, in the place of prompts. audio: the same of a
+    speech model, WAV files.
     policy: a policy, its text, the path of a policy.json, a tuned policy, or None for the full model; task:
     the workload class, for policies that hold one per class.
     kv: what becomes of skipped layers' K and V (`offramp.decoding.strategies.registry.STRATEGIES`); None: as
@@ -127,7 +132,8 @@ def generate(
     array([4, 2, 2, 2])
     """
     sampling = read_sampling(sampling)
-    prompts = prompt_batch(model, prompt, chat=chat, source=source)
+    given, single = _given(source, audio)
+    prompts = prompt_batch(model, prompt, chat=chat, given=given, single=single)
     forced = _forced(model, force_tokens, prompts, sampling)
     options = DecodingOptions.read(
         policy,
@@ -138,7 +144,7 @@ def generate(
         batching=batching,
         new_tokens=max_new_tokens if forced is None else forced.shape[1],
     ).for_task(task)
-    with contextlib.nullcontext() if source is None else model.given(prompts.given):
+    with model.given(prompts.given) if given else contextlib.nullcontext():
         result = generate_batch(
             model,
             prompts.ids,
@@ -151,6 +157,18 @@ def generate(
             **sampling,
         )
     return result.rows[0] if prompts.single else list(result.rows)
+
+
+def _given(
+    source: str | Sequence[str] | None, audio: str | Path | Sequence[str | Path] | None
+) -> tuple[list[Given], bool]:
+    """What an encoder-decoder is given, and whether it is one thing. Raises InputError for both kinds."""
+    if source is not None and audio is not None:
+        where = "source= and audio="
+        raise InputError("a source is a text or a sound", where=where, fix="give one of the two")
+    asked: Any = source if audio is None else audio
+    single, make = isinstance(asked, str | Path), Given if audio is None else given_sound
+    return [make(one) for one in ([asked] if single else asked or ())], single
 
 
 def generate_batch(

@@ -56,16 +56,16 @@ class PromptBatch:
 
 
 def prompt_batch(
-    model: Model, prompt: Prompt, *, chat: bool, source: str | Sequence[str] | None = None
+    model: Model, prompt: Prompt, *, chat: bool, given: Sequence[Given] = (), single: bool = False
 ) -> PromptBatch:
     """Prompts encoded and padded with the model's safe padding token.
 
-    source: what an encoder-decoder reads, one text or several; the prompt then is the empty text, and what
-    stands in front of every answer is put there.
+    given: what an encoder-decoder reads, texts or sounds; the prompt then is the empty text, and what stands
+    in front of every answer is put there. single: it is one, not a list of them.
 
     Raises InputError for an empty prompt, for ids that are none of the model's, or for anything else.
     """
-    rows, single = _rows(model, prompt, chat) if source is None else _sources(model, prompt, source)
+    rows, single = (_sources(model, prompt, given), single) if given else _rows(model, prompt, chat)
     if not rows:
         raise InputError("there is no prompt", where="prompt=", fix="give a text or token ids")
     for place, row in enumerate(rows):
@@ -78,17 +78,15 @@ def prompt_batch(
     return PromptBatch.of(rows, pad_token(model), model.hf.device, single=single)
 
 
-def _sources(model: Model, prompt: Prompt, source: str | Sequence[str]) -> tuple[list[Sequence[int]], bool]:
-    """A row for each source, and whether it is one text."""
-    where = "source= (--source)"
-    if not model.reads_sources:
-        raise unfit_source(model.shown_name, reads=False, where=where)
+def _sources(model: Model, prompt: Prompt, given: Sequence[Given]) -> list[Sequence[int]]:
+    """A row for each source."""
+    kind = given[0].kind
+    where = "audio= (--audio)" if kind == "audio" else "source= (--source)"
+    if model.reads != kind:
+        raise unfit_source(model.shown_name, reads=model.reads, given=kind, where=where)
     if not isinstance(prompt, str) or prompt:
         raise InputError("an answer to a source begins with no prompt", where=where, fix="leave prompt= out")
-    start = model.bos_policy.token_id
-    single = isinstance(source, str)
-    sources = [source] if isinstance(source, str) else source
-    return [GivenIds.of([] if start is None else [start], Given(text)) for text in sources], single
+    return [GivenIds.of(model.bos_policy.front, source) for source in given]
 
 
 def pad_token(model: Model) -> int:

@@ -68,11 +68,10 @@ def traced_sequences(
         workload = _documents_of(trace, workload)
         documents = {document.id: document for document in workload.documents}
     prompts = _prompts(model, trace, workload) if workload and bool(trace.generated.any()) else {}
-    bos = model.bos_policy.token_id
     sequences = []
     for start, end in zip(starts, np.append(starts[1:], trace.token_count), strict=True):
         document, first = int(trace.document[start]), int(trace.position[start])
-        front: tuple[int, ...] = () if bos is None else (bos,)
+        front = model.bos_policy.front
         if bool(trace.generated[start]):
             front = prompts[trace.documents[document].id]
         if len(front) != first:

@@ -1,0 +1,118 @@
+"""Sounds in WAV files: read and refused before a model is there, and brought to its rate. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import wave
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
+from offramp.kit.given import Given
+
+CODECS = {2: "ADPCM", 3: "IEEE float", 6: "A-law", 7: "mu-law", 85: "MP3", 65534: "extensible"}
+CONVERT = "convert it to PCM of 16 bits: ffmpeg -i FILE -c:a pcm_s16le NEW.wav"
+AGAIN = "copy or record it again"
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """A sound in memory."""
+
+    samples: NDArray[np.float32]
+    """float32 [samples], from -1 to 1, the channels averaged."""
+    rate: int
+    """Samples a second."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.samples) / self.rate
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of rate and samples: a file written anew with the same sound has the same."""
+        return hashlib.sha256(f"{self.rate}:".encode() + self.samples.astype("<f4").tobytes()).hexdigest()
+
+    def at(self, rate: int) -> NDArray[np.float32]:
+        """Its samples at another rate, by a polyphase filter: float32 [seconds x rate, rounded up]."""
+        if rate == self.rate:
+            return self.samples
+        from scipy.signal import resample_poly
+
+        common = math.gcd(rate, self.rate)
+        resampled = resample_poly(self.samples, rate // common, self.rate // common)
+        return np.asarray(resampled, dtype=np.float32)
+
+
+def read_wav(path: Path) -> Sound:
+    """The sound of a WAV file: PCM of 8, 16, 24 or 32 bits, of any rate.
+
+    Raises InputError for a file that is missing, no WAV, torn or of another codec, and for a sound without a
+    sample or of zeros alone.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            channels, width, rate, frames = file.getparams()[:4]
+            content = file.readframes(frames)
+    except OSError as error:
+        raise _refused(path, f"the sound cannot be read: {error.strerror}", "check the path") from error
+    except EOFError as error:
+        raise _refused(path, "the WAV file is torn: it ends within its header", AGAIN) from error
+    except wave.Error as error:
+        number = str(error).removeprefix("unknown format: ")
+        codec = CODECS.get(int(number), f"number {number}") if number.isdecimal() else None
+        what = f"it is no WAV file of PCM: {error}" if codec is None else f"its codec, {codec}, is not read"
+        raise _refused(path, what, CONVERT) from error
+    held = len(content) / (channels * width)
+    if held != frames:
+        what = f"the WAV file is torn: it states {frames:,} samples and holds {int(held):,}"
+        raise _refused(path, what, AGAIN)
+    if width > 4 or rate < 1:
+        raise _refused(path, f"PCM of {8 * width} bits at {rate:,} Hz is not read", CONVERT)
+    samples = _samples(content, width).reshape(-1, channels).mean(axis=1).astype(np.float32)
+    if not samples.any():
+        what = "the sound is silence, zeros alone" if len(samples) else "the sound has no samples"
+        raise _refused(path, what, "leave it out, or record it again")
+    return Sound(samples, rate)
+
+
+def _refused(path: Path, what: str, fix: str) -> InputError:
+    return InputError(what, where=str(path), fix=fix)
+
+
+def _samples(content: bytes, width: int) -> NDArray[np.float64]:
+    """Numbers from -1 to 1 of little-endian PCM; 8 bits are unsigned."""
+    if width == 1:
+        return (np.frombuffer(content, np.uint8).astype(np.float64) - 128) / 128
+    if width == 3:  # as the upper bytes of 32 bits
+        padded = np.zeros((len(content) // 3, 4), np.uint8)
+        padded[:, 1:] = np.frombuffer(content, np.uint8).reshape(-1, 3)
+        content, width = padded.tobytes(), 4
+    return np.frombuffer(content, f"<i{width}") / np.float64(1 << (8 * width - 1))
+
+
+def given_sound(path: str | Path, sound: Sound | None = None) -> Given:
+    """The sound of a WAV file as an encoder's input. sound: if it was read already. Raises as `read_wav`."""
+    sound = read_wav(Path(path)) if sound is None else sound
+    return Given(str(path), kind="audio", samples=sound.fingerprint, seconds=sound.seconds)
+
+
+def sound_of(given: Given) -> Sound:
+    """What was given, read again. Raises InputError for a file whose sound is another now."""
+    sound = read_wav(Path(given.text))
+    if sound.fingerprint != given.samples:
+        fix = "bring the file back as it was, or trace and decode again"
+        raise InputError("the sound changed since it was given", where=given.text, fix=fix)
+    return sound
+
+
+def require_within(given: Given, seconds: float, name: str) -> None:
+    """Raise InputError for a sound that lasts longer than a model reads."""
+    if given.seconds > seconds:
+        what = f"the sound lasts {given.seconds:.1f} s, and {name} reads {seconds:g} s at most"
+        raise InputError(what, where=given.text, fix="cut it into several files, each with its own text")

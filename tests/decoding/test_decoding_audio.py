@@ -1,0 +1,93 @@
+"""A speech model's answers: rerun, decoded and timed, each row given its sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import offramp
+from offramp.errors import InputError
+from offramp.kit.given import GivenIds, given_of
+from offramp.models.model import Model
+from offramp.timing.decoder import PlainRunning, batches_of
+from offramp.tracing.trace import Trace
+from offramp.workloads.workload import Workload
+from tiny_models import NOT_FIRST, write_sounds, write_wav, write_whisper
+
+LEAVING = ("static:exit=2", "threshold:signal=margin,value=0.2,exits=1+2+3")
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sounds(tmp_path_factory.mktemp("sounds") / "spoken")
+
+
+@pytest.fixture(scope="module")
+def workload(sounds: Path) -> Workload:
+    return offramp.load_workload(f"audio:{sounds}")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return offramp.load_model(write_whisper(tmp_path_factory.mktemp("models") / "whisper"))
+
+
+@pytest.fixture(scope="module")
+def trace(model: Model, workload: Workload) -> Trace:
+    return offramp.trace(model, workload, tokens=80)
+
+
+@pytest.mark.parametrize(
+    ("policy", "kv"),
+    [
+        (LEAVING[0], "propagate"),
+        (LEAVING[1], "propagate"),
+        (LEAVING[1], "recompute"),
+        (LEAVING[0], "speculate"),
+    ],
+)
+def test_a_rerun_is_forced_decoding_exit_for_exit(
+    model: Model, workload: Workload, trace: Trace, policy: str, kv: Any
+) -> None:
+    documents = {document.id: document for document in workload.documents}
+    rerun = offramp.rerun(model, trace, policy, kv=kv, workload=workload)
+    for number, record in enumerate(trace.documents[:3]):
+        rows = np.flatnonzero(trace.document == number)
+        forced = [*trace.token[rows].tolist(), int(trace.next_token[rows[-1]])]
+        sound = given_of(documents[record.id])
+        assert sound is not None
+        answer = offramp.generate(model, audio=sound.text, policy=policy, kv=kv, force_tokens=forced)
+        assert answer.exits[1:].tolist() == rerun.exits[rows].tolist()  # type: ignore[union-attr]
+
+
+def test_two_sounds_are_decoded_side_by_side_as_alone(model: Model, workload: Workload) -> None:
+    files = [document.given.text for document in workload.documents[:3] if document.given is not None]
+    together: Any = offramp.generate(model, audio=files, policy=LEAVING[0], kv="speculate", max_new_tokens=8)
+    for file, row in zip(files, together, strict=True):
+        alone: Any = offramp.generate(model, audio=file, policy=LEAVING[0], kv="speculate", max_new_tokens=8)
+        assert row.tokens == alone.tokens
+
+
+def test_plain_decoding_suppresses_what_cannot_come_first(model: Model, workload: Workload) -> None:
+    sound = given_of(workload.documents[0])
+    prompts = [GivenIds.of(model.bos_policy.front, sound)]
+    running = PlainRunning(model, batches_of(prompts, 1)[0], 6)
+    while running.count < 6:
+        running.step()
+    (plain,) = running.finish(0.0, 0.0).tokens
+    assert sound is not None
+    answer: Any = offramp.generate(model, audio=sound.text, max_new_tokens=6)
+    assert plain[: len(answer.tokens)] == tuple(answer.tokens)
+    assert plain[0] not in NOT_FIRST
+
+
+def test_a_trace_whose_sound_changed_is_refused(model: Model, tmp_path: Path) -> None:
+    sounds = write_sounds(tmp_path / "sounds", documents=3)
+    trace = offramp.trace(model, f"audio:{sounds}", tokens=20)
+    offramp.rerun(model, trace, LEAVING[0])
+    write_wav(sounds / "s01.wav", 0.5 * np.sin(np.arange(5_000) / 7.0))
+    with pytest.raises(InputError, match=r"audio:.*sounds are not those that were traced"):
+        offramp.rerun(model, trace, LEAVING[0])
