@@ -88,12 +88,24 @@ def encoded_positions(shape: ModelShape) -> float:
 
 
 def request_flops(shape: ModelShape) -> float:
-    """FLOPs of what is done once a request, before its first token: the encoder (2 x its parameters for each
-    position, its attention's scores left out), and K and V of its output for every decoder layer.
+    """FLOPs of what is done once a request, before its first token: the encoder (for each position 2 x its
+    parameters + 4 x attention width x positions), and K and V of its output for every decoder layer.
     """
+    if shape.encoder is None:
+        return 0.0
     cross = sum(layer.cross.key_value_parameters for layer in shape.layers if layer.cross)
-    encoder = 0 if shape.encoder is None else shape.encoder.parameters
-    return 2.0 * encoded_positions(shape) * (encoder + cross)
+    scores = 4.0 * shape.encoder.attention_width * shape.encoder.positions
+    return shape.encoder.positions * (2.0 * (shape.encoder.parameters + cross) + scores)
+
+
+def request_bytes(shape: ModelShape) -> float:
+    """Bytes that the same moves: its weights read once, K and V written."""
+    if shape.encoder is None:
+        return 0.0
+    crossing = [layer.cross for layer in shape.layers if layer.cross]
+    written = shape.encoder.positions * sum(cross.key_value_width for cross in crossing)
+    read = shape.encoder.parameters + sum(cross.key_value_parameters for cross in crossing)
+    return shape.element_bytes * (read + written)
 
 
 def weight_bytes(shape: ModelShape, layer: LayerShape) -> float:

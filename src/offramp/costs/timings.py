@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,7 +24,7 @@ from offramp.costs.probes import (
 )
 from offramp.costs.token import TokenCosts
 from offramp.errors import BusyMachineError, InputError
-from offramp.kit.numbers import LARGEST_NUMBER
+from offramp.kit.numbers import LARGEST_NUMBER, NotNegative
 from offramp.kit.typed import FloatArray, to_json
 from offramp.models.shape import ELEMENT_BYTES, LayerShape, ModelShape
 
@@ -94,6 +94,8 @@ class TimingsProfile:
     negative or non-finite time, an unknown kind of probe, or batch sizes that do not rise from 1 or more.
     """
 
+    IF_ANY: ClassVar[tuple[str, ...]] = ("encoder_seconds",)
+
     name: str
     source: str
     """Where the timings come from."""
@@ -124,6 +126,9 @@ class TimingsProfile:
     """[batches, layers]; None where the position does not matter."""
     map_seconds: Table | None = None
     """[batches], the K,V maps of one exit (to `timed_map_layers`, of rank sizes.map_rank)."""
+    encoder_seconds: tuple[tuple[NotNegative, NotNegative], ...] | None = None
+    """By positions that it gives, rising: seconds of the encoder with K and V of its output for every decoder
+    layer; None without one, or where it was not timed."""
     kind: str = KIND
 
     def __post_init__(self) -> None:
@@ -272,6 +277,20 @@ class TimingsProfile:
                 for exit, rank in sizes.kv_maps
             },
         )
+
+    def request_seconds(self, positions: float) -> float | None:
+        """Seconds of what is done once a request, before its first token, for so many encoded positions.
+
+        Between timed lengths and beyond the longest on a straight line, below the shortest in proportion;
+        None where it was not timed.
+        """
+        if not self.encoder_seconds:
+            return None
+        lengths, seconds = np.array(((0.0, 0.0), *self.encoder_seconds)).T
+        if positions <= lengths[-1]:
+            return float(np.interp(positions, lengths, seconds))
+        pace = (seconds[-1] - seconds[-2]) / (lengths[-1] - lengths[-2])
+        return float(seconds[-1] + max(pace, 0.0) * (positions - lengths[-1]))
 
     def _check(self, shape: ModelShape, batch: int) -> None:
         if len(shape.layers) != self.layers_count:

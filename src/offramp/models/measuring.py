@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.models.calls import UNFIT_ERRORS, continued, cross_tensors, held_tensors, hooked, sliding_window
 from offramp.models.conditioned import Conditioned, condition_of, probing
@@ -68,6 +70,9 @@ def expansion_parameters(hf: Any, layers: Sequence[nn.Module]) -> list[int]:
             return [0] * len(layers)
     return [products.elements[id(layer)] for layer in layers]
 
+
+SCORES = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+"""Products of two activations: without a fused kernel, attention's scores and values."""
 
 # Tokens of the forward that is measured: a number that no state or head size is likely to have.
 CACHED_TOKENS = 13
@@ -144,13 +149,19 @@ def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:
 
 
 def _encoder_shape(hf: Conditioned) -> EncoderShape:
+    """The encoder's weights, and the width of its attention from the products of two activations in a run."""
+    hf.encodings.clear()  # so that the probe is encoded here
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        positions = hf.probing().encodings[0].positions
+    scored = sum(count for name, count in counter.get_flop_counts()["Global"].items() if name in SCORES)
     modules = list(hf.inner.get_encoder().modules())
     looked_up = {
         id(weight) for one in modules if isinstance(one, nn.Embedding) for weight in one.parameters()
     }
     weights = {id(weight): weight.numel() for one in modules for weight in one.parameters(recurse=False)}
     multiplied = sum(size for weight, size in weights.items() if weight not in looked_up)
-    return EncoderShape(multiplied, float(hf.probing().encodings[0].positions))
+    # Scores and values: 4 x width FLOPs for each pair of positions.
+    return EncoderShape(multiplied, float(positions), round(scored / (4 * positions**2)))
 
 
 def _hidden_size(config: Any, head: nn.Module | None) -> int:

@@ -30,6 +30,8 @@ class EncoderShape:
     """Elements of its weights, embeddings left out."""
     positions: float
     """That it gives the decoder to attend to: of a trace the mean over its documents, else of a probe."""
+    attention_width: int = 0
+    """Query heads x head size over all its layers; each position attends to every other."""
 
 
 @dataclasses.dataclass(frozen=True)

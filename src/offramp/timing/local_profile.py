@@ -29,10 +29,11 @@ from offramp.decoding.generation.generate import FULL_MODEL
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.defaults import HARDWARE_SECONDS, LOCAL, PROFILE_SECONDS
 from offramp.errors import BusyMachineError, ModelError
+from offramp.kit.given import Given
 from offramp.kit.numbers import Seconds
 from offramp.kit.rules import Rising
-from offramp.models.conditioned import probing
-from offramp.models.devices import CPU
+from offramp.models.conditioned import Conditioned, probing
+from offramp.models.devices import CPU, synchronise
 from offramp.models.model import Model, in_evaluation
 from offramp.scoring.estimate import Estimate
 from offramp.timing.decoder import DecodedBatch, LoopRunning, Stepping, generate_repeatedly
@@ -67,6 +68,7 @@ GENERATE_PROMPT, GENERATED = 32, 16
 LONG_BUDGET = 30.0
 # How far timed parts may add up to something else than whole steps without a clock inside them.
 ROUGH = 0.1
+ENCODER_TURNS = 5
 PATIENCE = 30.0
 """Seconds that it waits in all for others to leave the machine alone."""
 LOOKING = 1.0
@@ -155,6 +157,7 @@ def _timed(
 
     load = MachineLoad()
     ready, long = used(), budget_seconds >= LONG_BUDGET
+    encoder = _time_encoder(model) if isinstance(model.hf, Conditioned) else None
     with probing(model.hf):
         generate = [_time_generate(model, GENERATED if long else GENERATED // 2)]
         reserved = used() - ready if long else 0.0
@@ -169,7 +172,8 @@ def _timed(
                 break
         if long:
             generate.append(_time_generate(model, GENERATED))
-    return _profile(profiler, generate, rounds=rounds, seconds=used(), load=load)
+    profile = _profile(profiler, generate, rounds=rounds, seconds=used(), load=load)
+    return replace(profile, encoder_seconds=encoder)
 
 
 def usual_batches(model: Model) -> tuple[int, ...]:
@@ -191,6 +195,39 @@ def timing_positions(context: int | None) -> tuple[int, int]:
             fix=f"use a model with a context of {SHORTEST_CONTEXT} positions or more",
         )
     return min(POSITIONS[0], context // 4), min(POSITIONS[1], context * 3 // 4)
+
+
+def _time_encoder(model: Model) -> tuple[tuple[float, float], ...]:
+    """Seconds of an encoder and of K and V of its output for every layer, by the positions that it gives.
+
+    At two lengths of random token ids, which take turns, or at that of the probe where it reads no tokens: the
+    median time from the source to the first token, less that of the next token, which finds K and V made.
+    """
+    hf, keyword = model.hf, cache_keyword(model)
+    window = min((size for size in (hf.source_window, model.context_length) if size), default=None)
+    lengths = timing_positions(window) if hf.inner.main_input_name == "input_ids" else (0,)
+    found: dict[int, list[float]] = {}
+    for turn in range(ENCODER_TURNS + 1):
+        for length in lengths:
+            hf.encodings.clear()  # so that it is encoded here
+            ids = prompt_ids(model, 1, length)[0].tolist() if length else []
+            token = prompt_ids(model, 1, 1)
+            began = _now(model)
+            with model.given([Given(tokens=tuple(ids))]) if ids else probing(hf):
+                output = hf(input_ids=token, use_cache=True)
+                first = _now(model)
+                hf(input_ids=token, use_cache=True, **{keyword: output[keyword]})
+                once = first - began - (_now(model) - first)
+                positions = hf.condition.encodings[0].positions
+            if turn:  # the first ones warm up
+                found.setdefault(positions, []).append(max(once, 0.0))
+    return tuple((float(positions), float(np.median(times))) for positions, times in sorted(found.items()))
+
+
+def _now(model: Model) -> float:
+    """The time at which the model has done what it was asked."""
+    synchronise(model.stack.device)
+    return time.perf_counter()
 
 
 def _time_generate(model: Model, new_tokens: int) -> list[DecodedBatch] | str:
