@@ -112,3 +112,32 @@ def test_bench_decodes_answers_to_sources(bart: Path, pairs: str) -> None:
     found = bench(bart, pairs).require(0)
     names = {contender["name"] for contender in found.json["contenders"]}
     assert {"static:exit=2 (propagate)", "generate()", "never exit"} <= names
+
+
+def test_a_run_says_first_what_a_request_could_gain_and_searches_nothing_below_the_worth(
+    bart: Path, tmp_path: Path
+) -> None:
+    many = f"pairs:{write_pairs(tmp_path / 'many.jsonl', documents=48)}#en,de"
+    run = ("run", bart, "-w", many, "--tokens", 160, "--floor", 0.9, "--hardware", "h100", "--worth", 0.99)
+    found = run_offramp(*run, "--no-decode", "-o", tmp_path / "run", "--json").require(0)
+    assert "Early exit does not pay here: a whole request could become at most" in found.err
+    assert found.err.index("does not pay here") < found.err.index("tuning on")
+    (verdict,) = found.json["verdicts"]
+    assert verdict["decision"] == found.json["decision"] == "does not pay"
+    request = verdict["request"]
+    assert request["ceiling"] < 1.99
+    assert f"at most {request['ceiling']:.3f} × as fast (on h100)" in found.json["headline"]
+    place = tmp_path / "run"
+    page = (place / "report.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    assert f"at most {request['ceiling']:.3f} × as fast" in page
+    predict = ("predict", "static:exit=2", "--trace", place, "--hardware", "h100")
+    shown = run_offramp(*predict).require(0).out
+    assert shown.startswith("At best, a whole request could become at most")
+    assert "speed of a whole request" in shown
+    ceiling = run_offramp(*predict, "--json").require(0).json["request"]["ceiling"]
+    assert ceiling == pytest.approx(request["ceiling"])
+    tuned = run_offramp(
+        *("tune", place, "--floor", "agreement=0.9", "--hardware", "h100", "--model", "none", "--json"),
+        *("-o", tmp_path / "tuned.json"),
+    ).require(0)
+    assert tuned.json["request"]["ceiling"] == pytest.approx(request["ceiling"])

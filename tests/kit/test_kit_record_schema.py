@@ -19,8 +19,11 @@ from offramp.kit.typed import FloatArray, IntArray, finite_json
 
 @dataclass(frozen=True)
 class Inner:
+    IF_ANY: ClassVar[tuple[str, ...]] = ("note",)
+
     name: str
     loss: float
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,12 @@ def test_nothing_else_does(change: dict[str, Any]) -> None:
 def test_every_entry_has_to_be_there(name: str) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({key: part for key, part in WRITTEN.items() if key != name}, schema_of(Outer))
+
+
+def test_what_an_inner_record_leaves_out_may_be_left_out() -> None:
+    noted = {**WRITTEN, "note": "seen"}
+    assert (
+        finite_json(Outer(2, 0.5, Inner("a", math.nan, "seen"), np.array([1.0]), np.array([3])))["note"]
+        == "seen"
+    )
+    jsonschema.validate(json.loads(json.dumps(noted)), schema_of(Outer))

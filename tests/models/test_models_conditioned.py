@@ -16,7 +16,8 @@ from conditioned_configs import build_conditioned
 from family_table import DOCUMENT
 
 import offramp
-from offramp.costs.counting import layer_bytes, layer_flops, request_flops
+from offramp.costs.counting import head_flops, layer_bytes, layer_flops, request_flops
+from offramp.decoding.engine.build import cache_keyword
 from offramp.errors import InputError, ModelError
 from offramp.kit.given import Given
 from offramp.kit.typed import from_json, to_json
@@ -173,8 +174,45 @@ def test_k_and_v_of_the_source_are_no_state_and_cost_a_request_once(bart: Model)
     assert list(more) == pytest.approx([4 * 32 * (15.0 - shape.encoder.positions)] * 4)
     moved = layer_bytes(read, 4.0, 2) - layer_bytes(shape, 4.0, 2)
     assert list(moved) == pytest.approx([2 * 64 * (15.0 - shape.encoder.positions) * 4] * 4)
-    assert request_flops(read) == 2.0 * 15.0 * (shape.encoder.parameters + 4 * crossing)
+    assert shape.encoder.attention_width == 2 * 32
+    scores = 4 * 64 * 15.0**2
+    assert request_flops(read) == 2.0 * 15.0 * (shape.encoder.parameters + 4 * crossing) + scores
     assert from_json(ModelShape, to_json(read)) == read
+
+
+@pytest.mark.parametrize("write", [write_t5, write_bart])
+def test_the_flops_of_a_request_are_those_that_hooks_count(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Rows x weights of every linear layer, encoder included, and both products of every attention."""
+    width, answer, source = 128, 6, 30
+    model = offramp.load_model(write(tmp_path / "m", d_model=width, d_kv=width // 4))
+    counted = 0.0
+
+    def linear(module: Any, arguments: Any, output: Any) -> None:
+        nonlocal counted
+        counted += 2.0 * output.numel() * module.in_features
+
+    inner, shape = model.hf.inner, model.shape_given([Given(tokens=(5,) * source)])
+    keyword = cache_keyword(model)  # which tries the model
+    hooks = [
+        module.register_forward_hook(linear)
+        for module in inner.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    with model.evaluating(), model.given([Given(tokens=(6,) * source)]):  # not encoded before
+        cache: dict[str, Any] = {}
+        for _ in range(answer):
+            output = model.hf(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True, **cache)
+            cache = {keyword: output[keyword]}
+    for hook in hooks:
+        hook.remove()
+    layers, encoder = len(shape.layers), inner.get_encoder()
+    blocks = getattr(encoder, "layers", None) or encoder.block
+    counted += len(blocks) * 4.0 * width * source**2
+    counted += sum(layers * 4.0 * width * (place + 1 + source) for place in range(answer))
+    tokens = sum(float(layer_flops(shape, place).sum()) + head_flops(shape) for place in range(answer))
+    assert request_flops(shape) + tokens == pytest.approx(counted, rel=0.02)
 
 
 def test_a_model_object_is_wrapped_as_it_is(t5: Model) -> None:

@@ -19,13 +19,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tuning_traces import easy_and_hard
 
+from offramp.costs.machine_registry import find_machine
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.models.shape import EncoderShape
 from offramp.policies.charge import Charge, Units, prices_for, run_of
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
+from offramp.policies.whole_request import WholeRequest
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning import proposals as proposals_module
@@ -650,3 +653,32 @@ def test_a_floor_that_may_be_missed_by_chance_is_not_refuted(trace: Trace) -> No
         assert "did not pass the test of agreement=0.95 (documents used up after" in answer.answer
         verdict = settle_verdict(judge(trace, (0.95,), worth=0.02)[0], answer)
         assert (verdict.decision in OPEN, verdict.missing[0]) == (True, missing)
+
+
+def test_nothing_is_searched_or_decoded_where_a_requests_ceiling_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A long source and short answers: on a data sheet the encoder is nearly all of a request."""
+    monkeypatch.setattr("offramp.tuning.job.search_pool", None)
+    trace = easy_and_hard(100)
+    trace.shape = replace(trace.shape, encoder=EncoderShape(10**9, 1500.0))
+    executor = Scripted(trace, lossless)
+    tuned = executor.tuned(limits=DecodingLimits(worth=0.05))
+    assert (tuned.plain, tuned.standing) == (True, "nothing could pay")
+    assert (executor.reruns, executor.decoded) == ([], [])
+    assert tuned.answer.startswith(
+        "Early exit does not pay here: a whole request could become at most 1.000 ×"
+    )
+    assert executor.tuned().answer == tuned.answer
+    verdict = settle_verdict(judge(trace, (0.9,), machine=find_machine("h100"))[0], tuned)
+    assert (verdict.decision, verdict.reason) == ("does not pay", tuned.answer)
+
+
+def test_what_is_tried_may_gain_the_worth_of_a_request() -> None:
+    """Half of a request is decoding: 4 % of it are 8 % of its tokens' time and somewhat more in speed."""
+    request = WholeRequest(machine="m", tokens=1, once=8.0, how="timed", plain=8.0, halfway=1.0, exit=3)
+    limits = DecodingLimits(worth=0.05, request=request)
+    assert limits.hoped == pytest.approx(8 / (16 / (1 + FORETOLD * 0.05) - 8) - 1)
+    assert limits.hoped is not None
+    assert 0.08 < limits.hoped < 0.09
+    assert DecodingLimits(worth=0.05).hoped == FORETOLD * 0.05

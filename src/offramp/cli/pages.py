@@ -26,6 +26,8 @@ SHORT = (
     "executed_agreement",
     "speed",
     "missing",
+    "request",
+    "decoding",
 )
 """Of a verdict, in what `--json` prints; summary.json has everything. Where nothing is certified, `speed` is
 that of what was `tried`."""
@@ -54,7 +56,7 @@ def short_json(findings: Findings) -> dict[str, Any]:
     return {
         "headline": findings.headline,
         "decision": findings.decision,
-        "verdicts": [{name: verdict[name] for name in SHORT} for verdict in verdicts],
+        "verdicts": [{name: verdict[name] for name in SHORT if name in verdict} for verdict in verdicts],
         "next": None if (step := next_step(findings.result)) is None else asdict(step),
         "summary": str(findings.folder / SUMMARY_FILE),
         "report": str(findings.report),

@@ -375,6 +375,7 @@ def _show(out: Output, found: Prediction) -> None:
     from offramp.report.table import pairs
     from offramp.scoring.documents import lengths_text
     from offramp.tuning.floor import NATS, loss_text
+    from offramp.tuning.verdict_words import ceiling_line
 
     def cost(value: float) -> str:
         return f"{value / 1e6:,.1f} MB" if found.machine == BYTES else duration(value)
@@ -382,6 +383,8 @@ def _show(out: Output, found: Prediction) -> None:
     def nats(value: float) -> str:
         return decimal(value, 4)
 
+    if found.request is not None:
+        out.console.print(ceiling_line(found.request), markup=False)
     plain = cost(found.plain_seconds_per_token)
     batching = f" in {found.batching}" if found.batching else ""
     out.console.print(
@@ -389,8 +392,12 @@ def _show(out: Output, found: Prediction) -> None:
         f"{lengths_text(found.document_tokens)} (replayed, {found.machine}, batch {found.batch}{batching})",
         markup=False,
     )
+    whole = found.request_speedup
     rows = {
-        "speed over the full model": estimate_text(found.net_speedup, times),
+        **({} if whole is None else {"speed of a whole request": estimate_text(whole, times)}),
+        f"speed over the full model{'' if whole is None else ', decoding'}": estimate_text(
+            found.net_speedup, times
+        ),
         **(
             {}
             if found.as_measured is None

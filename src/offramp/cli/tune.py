@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from offramp.cli.command import Output, require_json_file
 from offramp.commands import NO_MODEL, command_for
-from offramp.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
+from offramp.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED, WORTH
 from offramp.errors import BusyMachineError, InputError
 from offramp.files import require_writable
 from offramp.kit.numbers import Count, Positive, Seconds, Share, Whole
@@ -197,6 +197,8 @@ def tune(asked: Tuning, out: Output) -> None:
     """Tune on the texts, all of them together or each by itself, and write and show what came out."""
     from offramp.decoding.execution.tune import TunedTasks, require_judged
     from offramp.policies.grammar import is_tuned
+    from offramp.policies.whole_request import request_of
+    from offramp.tuning.verdict_words import ceiling_line
 
     texts = texts_at(asked.traces, asked.heads_file)
     groups = tuned_together(texts)
@@ -210,6 +212,10 @@ def tune(asked: Tuning, out: Output) -> None:
         model, reference = loaded_models(asked, texts[0])
         machine = machine_of_now(asked, model, machine, out)
     answers = {}
+    for text in texts:
+        request = request_of(text.trace, machine, asked.batch)
+        if request is not None and not request.refuses(WORTH):  # else the answer says it
+            out.console.print(ceiling_line(request), markup=False)
     for place, group in enumerate(groups, start=1):
         title = f"{group[0].name}, " if len(groups) > 1 else ""
         tuned, heads = tuned_on(asked, group, machine, model, reference, title), group[0].heads
@@ -477,6 +483,7 @@ def certificate_lines(tuned: Tuned) -> list[str]:
 
 def report_lines(tuned: Tuned) -> list[str]:
     """Speed and quality on the report documents, with intervals or why there are none."""
+    from offramp.policies.whole_request import of_request
     from offramp.report.formats import counted, estimate_text, gain_text, nats, percent, times
     from offramp.tuning.floor import NATS
 
@@ -494,5 +501,8 @@ def report_lines(tuned: Tuned) -> list[str]:
     if tuned.reference_agreement is not None:
         lines.append(f"  agreement with the original model {said(tuned.reference_agreement, percent)}")
     lines.append(f"  speed over the full model {said(tuned.net_speedup, times)}")
+    if tuned.request is not None and tuned.net_speedup.value is not None:
+        whole = of_request(tuned.request, tuned.net_speedup)
+        lines[-1] += f", of a whole request {said(whole, times)}"
     saved = gain_text(tuned.gain)
     return [*lines, f"  saved of plain decoding: {saved}"] if saved else lines

@@ -100,12 +100,10 @@ def request_flops(shape: ModelShape) -> float:
 
 def request_bytes(shape: ModelShape) -> float:
     """Bytes that the same moves: its weights read once, K and V written."""
-    if shape.encoder is None:
-        return 0.0
     crossing = [layer.cross for layer in shape.layers if layer.cross]
-    written = shape.encoder.positions * sum(cross.key_value_width for cross in crossing)
-    read = shape.encoder.parameters + sum(cross.key_value_parameters for cross in crossing)
-    return shape.element_bytes * (read + written)
+    written = encoded_positions(shape) * sum(cross.key_value_width for cross in crossing)
+    read = sum(cross.key_value_parameters for cross in crossing)
+    return shape.element_bytes * (written + read + (shape.encoder.parameters if shape.encoder else 0))
 
 
 def weight_bytes(shape: ModelShape, layer: LayerShape) -> float:

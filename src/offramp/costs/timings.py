@@ -279,18 +279,12 @@ class TimingsProfile:
         )
 
     def request_seconds(self, positions: float) -> float | None:
-        """Seconds of what is done once a request, before its first token, for so many encoded positions.
-
-        Between timed lengths and beyond the longest on a straight line, below the shortest in proportion;
-        None where it was not timed.
-        """
+        """Seconds of an encoder's run and what comes of it: between timed lengths on a straight line, else in
+        proportion to the nearest; None where it was not timed."""
         if not self.encoder_seconds:
             return None
         lengths, seconds = np.array(((0.0, 0.0), *self.encoder_seconds)).T
-        if positions <= lengths[-1]:
-            return float(np.interp(positions, lengths, seconds))
-        pace = (seconds[-1] - seconds[-2]) / (lengths[-1] - lengths[-2])
-        return float(seconds[-1] + max(pace, 0.0) * (positions - lengths[-1]))
+        return float(np.interp(positions, lengths, seconds) * max(1.0, positions / lengths[-1]))
 
     def _check(self, shape: ModelShape, batch: int) -> None:
         if len(shape.layers) != self.layers_count:

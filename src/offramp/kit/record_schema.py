@@ -26,16 +26,17 @@ class _OfRecords(GenerateJsonSchema):
             del entries[name]
         for name in getattr(kind, "READ_OFF", ()):
             entries[name] = self._of_property(kind, name)
-        further = False
+        further, left_out = False, set(getattr(kind, "IF_ANY", ()))
         for name in getattr(kind, "INLINE", ()):
             inner = self.resolve_ref_schema(entries.pop(name))
+            left_out |= inner.get("properties", {}).keys() - inner.get("required", ())
             further = further or "properties" not in inner
             entries = {**inner.get("properties", {}), **entries}
         found.pop("title", None)
         return {
             **found,
             "properties": entries,
-            "required": [name for name in entries if name not in getattr(kind, "IF_ANY", ())],
+            "required": [name for name in entries if name not in left_out],
             "additionalProperties": further,
         }
 

@@ -1,10 +1,10 @@
-"""A whole request beside an encoder: what runs once before its tokens, and what exits could gain of it at most."""
+"""A whole request beside an encoder: what runs once before its tokens, and what exits could gain at most."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -18,16 +18,12 @@ from offramp.policies.prices import costs_of
 from offramp.tracing.trace import Trace
 
 How = Literal["timed", "derived", "counted"]
-"""What is known of a request's encoder: timed in place, derived from the prices of the decoder's layers, or in
-bytes moved."""
+Figure = TypeVar("Figure")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeRequest:
-    """What one request of a trace takes in plain decoding: an encoder once, then its tokens.
-
-    In seconds on a machine, or in bytes moved without one.
-    """
+    """What a request takes in plain decoding, in seconds or bytes moved: an encoder once, then its tokens."""
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("once_share", "ceiling")
 
@@ -38,17 +34,18 @@ class WholeRequest:
     once: NotNegative
     """Of the encoder, and of K and V of its output for every decoder layer."""
     how: How
+    """Whether that was timed in place, is derived from prices of layers, or counted in bytes."""
     plain: Positive
-    """Of a token of plain decoding."""
+    """Of a token."""
     halfway: NotNegative
-    """Of a token that leaves at `exit`, with checks and the repair of K and V for nothing."""
+    """Of one that leaves at `exit`, with checks and the repair of K and V for nothing."""
     exit: int
     """That nearest half depth."""
 
     def speed(self, decoding: float, over: float = 1.0) -> float:
-        """How many times as fast a request is whose tokens are `decoding` times as fast; the encoder is not.
+        """How many times as fast a request is whose tokens are so many times as fast.
 
-        over: seconds of a token of what both speeds are over, as a share of plain decoding's.
+        over: what a token takes of what both speeds are over, as a share of plain decoding's.
         """
         tokens = self.tokens * self.plain * over
         return (self.once + tokens) / (self.once + tokens / decoding)
@@ -74,19 +71,31 @@ class WholeRequest:
         return self.ceiling < 1.0 + worth
 
 
+def of_request(request: WholeRequest | None, figure: Figure, speed: float | None = None) -> Figure:
+    """A speed of tokens (an estimate, or what else has a value and limits) as of requests, if there are any.
+
+    speed: where it is a credit, that of the same tokens over plain decoding. The share of a request that its
+    tokens take is taken as exact; counted in bytes it is too large, and there is no lower limit.
+    """
+    limits = {name: getattr(figure, name, None) for name in ("value", "low", "high")}
+    if request is None or limits["value"] is None:
+        return figure
+    over = 1.0 if speed is None else limits["value"] / speed
+    changed: Any = {name: value and request.speed(value, over) for name, value in limits.items()}
+    if request.how == "counted":
+        changed["low"] = None
+    return cast(Figure, replace(cast(Any, figure), **changed))
+
+
 def request_of(trace: Trace, machine: Machine | None, batch: int = 1) -> WholeRequest | None:
     """A request of a trace on a machine, in bytes moved without one; None where nothing is encoded.
 
-    batch: sequences decoded side by side, each with an encoder's run of its own.
-
     Raises InputError for a trace without tokens, or one that the machine cannot price.
     """
-    shape = trace.shape
-    if shape.encoder is None:
+    if trace.shape.encoder is None:
         return None
-    costs = costs_of(trace, machine or "bytes", batch)
-    exit = max(1, trace.layers // 2)
-    once, how = once_of(machine, shape)
+    costs, exit = costs_of(trace, machine or "bytes", batch), max(1, trace.layers // 2)
+    once, how = _once(machine, trace.shape, trace.shape.encoder.positions)
     return WholeRequest(
         machine=BYTES if machine is None else machine.name,
         tokens=trace.token_count / len(np.unique(trace.document)),
@@ -98,25 +107,20 @@ def request_of(trace: Trace, machine: Machine | None, batch: int = 1) -> WholeRe
     )
 
 
-def once_of(machine: Machine | None, shape: ModelShape) -> tuple[float, How]:
-    """What runs once a request, on a machine or in bytes moved, and how that is known.
+def _once(machine: Machine | None, shape: ModelShape, positions: float) -> tuple[float, How]:
+    """What runs once a request.
 
-    Where it was not timed, its FLOPs at the pace of a step of the decoder's layers with as many rows as the
-    encoder has positions, or as the machine prices; of one row alone, whose weights are read for it alone, its
-    bytes at that pace.
+    Where it was not timed, its FLOPs at the pace of a step of the decoder's layers with as many rows as there
+    are positions, or as the machine prices; its bytes at the pace of one row, for which all weights are read.
     """
     if machine is None:
         return request_bytes(shape), "counted"
-    assert shape.encoder is not None
-    positions, most = shape.encoder.positions, math.inf
-    if isinstance(machine, TimingsProfile):
-        timed = machine.request_seconds(positions)
-        if timed is not None:
-            return timed, "timed"
-        most = machine.largest_batch
+    timed = machine.request_seconds(positions) if isinstance(machine, TimingsProfile) else None
+    if timed is not None:
+        return timed, "timed"
+    most = machine.largest_batch if isinstance(machine, TimingsProfile) else math.inf
     rows = int(max(1, min(positions, most)))
-    # Products alone: at the first position, with nothing encoded to attend to.
-    alone = replace(shape, encoder=None)
+    alone = replace(shape, encoder=None)  # products alone: at the first position, with nothing encoded
     seconds = float(machine_prices(machine, alone, 0.0, batch=rows).layers.sum())
     if rows == 1:
         return seconds * request_bytes(shape) / float(layer_bytes(alone, 0.0).sum()), "derived"

@@ -28,7 +28,7 @@ from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit, replayed_credit
 from offramp.tuning.verdict import Decision, Speed, Verdict, from_main
-from offramp.tuning.verdict_words import CUT, kept_words, without_words
+from offramp.tuning.verdict_words import CUT, ceiling_words, kept_words, without_words
 from offramp.workloads.packing import SHORTEST_CAP
 
 
@@ -128,6 +128,8 @@ def _refusal(findings: Sequence[Finding[Verdict]]) -> str:
         return f"{which}{where} {_figures(verdict)}"
     if verdict.speed is not None:
         return f"{_which(first, findings)} {_figures(verdict)}"
+    if verdict.request is not None and verdict.request.refuses(verdict.worth):
+        return ceiling_words(verdict.request)
     if all(finding.detail.standing in ("nothing could pay", "nothing faster") for finding in findings):
         searched, over = "that was searched", " over the best decoder without exits"
     else:
@@ -166,6 +168,8 @@ def short_figures(verdict: Verdict) -> str:
     """One text's figures in a few words."""
     if verdict.speed is not None:  # what is missing stands among the notes
         return f"{kept_words(verdict)}, {speed_words(verdict)}"
+    if verdict.request is not None and verdict.request.refuses(verdict.worth):
+        return f"a request could become at most {times(verdict.request.ceiling)} as fast"
     if verdict.decision == "does not pay":
         return "nothing that could gain enough keeps the floor"
     return missing_words(verdict) if verdict.missing else "nothing was decoded"
@@ -181,7 +185,9 @@ def speed_words(verdict: Verdict) -> str:
     speed = verdict.speed
     if speed is None:
         return "without a speed"
-    return f"{how_words(speed)} {timed_text(speed, times)}"
+    said, decoding = f"{how_words(speed)} {timed_text(speed, times)}", verdict.decoding
+    alone = "" if decoding is None else f" for a whole request ({timed_text(decoding, times)} in decoding)"
+    return f"{said}{alone}"
 
 
 def how_words(speed: Speed) -> str:

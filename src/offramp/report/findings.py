@@ -163,8 +163,8 @@ class Finding(ShownAsHtml, Generic[Detail]):
 
 def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[Verdict]:
     """A cell of a run: the verdict has been decided with what was executed and timed."""
-    speed = verdict.speed
-    timed = speed is not None and speed.how == "measured"
+    speed, decoding = verdict.speed, verdict.decoding or verdict.speed
+    timed = decoding is not None and decoding.how == "measured"
     return Finding(
         at=Place(model, workload, heads="", machine=verdict.basis),
         floor=Floor("agreement", verdict.floor),
@@ -173,7 +173,7 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
         kv=verdict.kv,
         speed=speed,
         predicted=verdict.net_speedup,
-        measured=Estimate(speed.value, speed.low, speed.high) if speed is not None and timed else None,
+        measured=Estimate(decoding.value, decoding.low, decoding.high) if decoding and timed else None,
         kept=verdict.kept,
         certified=how_certified(verdict.certificate),
         missed=False,

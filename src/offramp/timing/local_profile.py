@@ -200,34 +200,25 @@ def timing_positions(context: int | None) -> tuple[int, int]:
 def _time_encoder(model: Model) -> tuple[tuple[float, float], ...]:
     """Seconds of an encoder and of K and V of its output for every layer, by the positions that it gives.
 
-    At two lengths of random token ids, which take turns, or at that of the probe where it reads no tokens: the
-    median time from the source to the first token, less that of the next token, which finds K and V made.
+    At two lengths of random token ids that take turns, or at the probe's where it reads none: the median time
+    from the source to the first token, less that of the next token, which finds K and V made.
     """
-    hf, keyword = model.hf, cache_keyword(model)
+    hf, token, keyword = model.hf, prompt_ids(model, 1, 1), cache_keyword(model)
     window = min((size for size in (hf.source_window, model.context_length) if size), default=None)
     lengths = timing_positions(window) if hf.inner.main_input_name == "input_ids" else (0,)
-    found: dict[int, list[float]] = {}
-    for turn in range(ENCODER_TURNS + 1):
-        for length in lengths:
-            hf.encodings.clear()  # so that it is encoded here
-            ids = prompt_ids(model, 1, length)[0].tolist() if length else []
-            token = prompt_ids(model, 1, 1)
-            began = _now(model)
-            with model.given([Given(tokens=tuple(ids))]) if ids else probing(hf):
-                output = hf(input_ids=token, use_cache=True)
-                first = _now(model)
-                hf(input_ids=token, use_cache=True, **{keyword: output[keyword]})
-                once = first - began - (_now(model) - first)
-                positions = hf.condition.encodings[0].positions
-            if turn:  # the first ones warm up
-                found.setdefault(positions, []).append(max(once, 0.0))
-    return tuple((float(positions), float(np.median(times))) for positions, times in sorted(found.items()))
-
-
-def _now(model: Model) -> float:
-    """The time at which the model has done what it was asked."""
-    synchronise(model.stack.device)
-    return time.perf_counter()
+    found: dict[float, list[float]] = {}
+    for length in (1 + ENCODER_TURNS) * lengths:
+        hf.encodings.clear()  # so that it is encoded here
+        ids, times = prompt_ids(model, 1, length)[0].tolist(), [time.perf_counter()]
+        cache: dict[str, Any] = {}
+        with model.given([Given(tokens=tuple(ids))]) if ids else probing(hf):
+            for _ in range(2):
+                cache = {keyword: hf(input_ids=token, use_cache=True, **cache)[keyword]}
+                synchronise(model.stack.device)
+                times.append(time.perf_counter())
+            once = times[1] - times[0] - (times[2] - times[1])
+            found.setdefault(hf.condition.encodings[0].positions, []).append(max(once, 0.0))
+    return tuple((positions, float(np.median(seconds[1:]))) for positions, seconds in sorted(found.items()))
 
 
 def _time_generate(model: Model, new_tokens: int) -> list[DecodedBatch] | str:

@@ -16,6 +16,7 @@ from offramp.policies.decisions import task_of
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv import PROPAGATE, STRATEGIES
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.whole_request import WholeRequest
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
@@ -78,15 +79,21 @@ class DecodingLimits:
     tested is predicted to reach four fifths of it; half, if it is the fastest that keeps the floor and none
     that does reaches more. None to look for the fastest at the floor."""
 
+    request: WholeRequest | None = None
+    """Of a model with an encoder: the worth is of a request, what is predicted of decoding."""
+
     @property
     def hoped(self) -> float | None:
-        """The gain from which on a candidate is tried, by prediction; None without a worth."""
-        return None if self.worth is None else FORETOLD * self.worth
+        """The gain in decoding from which on a candidate is tried, by prediction; None without a worth."""
+        return None if self.worth is None else self._of_decoding(FORETOLD * self.worth)
 
     @property
     def conceivable(self) -> float:
         """The gain by prediction from which on something is tried at all; none without a worth."""
-        return 0.0 if self.worth is None else CONCEIVABLE * self.worth
+        return 0.0 if self.worth is None else self._of_decoding(CONCEIVABLE * self.worth)
+
+    def _of_decoding(self, gain: float) -> float:
+        return gain if self.request is None else self.request.needed(gain)
 
 
 RERUN_SHARE = 0.35
@@ -106,9 +113,10 @@ def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: Dec
     """
     clock = Deadline(limits.seconds)
     first = jobs[0]
+    refused, limits = first.refusal(limits.worth), replace(limits, request=first.request)
     hoped = limits.hoped
     pools: dict[Floor, Pool | None] = {}
-    for job in jobs:
+    for job in () if refused else jobs:
         pools[job.floor] = job.search(next((pool for pool in pools.values() if pool is not None), None))
     prices = functools.cache(functools.partial(prices_for, first.trace, first.machine))
     proposals = Proposals(
@@ -120,7 +128,7 @@ def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: Dec
         limits.candidates or TARGETS,
     )
     known: dict[tuple[ExitPolicy, str], Losses] = {}
-    floors = [_Floor(job, pools[job.floor], executor, limits, known) for job in jobs]
+    floors = [_Floor(job, pools.get(job.floor), executor, limits, known) for job in jobs]
     for floor in floors:
         floor.test_full_model(clock)
     open_floors = [floor for floor in floors if floor.can_be_answered]
@@ -205,6 +213,8 @@ class _Floor:
 
     def _standing(self, proposed: Proposed) -> FloorStanding:
         """How the floor stands where nothing passed."""
+        if self.job.refusal(self.limits.worth):
+            return "nothing could pay"
         too_few = self.planned < self.needed
         limited = self.planned < self.executor.documents
         shortage: FloorStanding = "not settled" if limited else "too few documents"

@@ -6,15 +6,18 @@ import importlib.metadata
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from offramp.costs.machine import Machine, profile_of
+from offramp.defaults import WORTH
 from offramp.policies.binding import base_of, digest_of
 from offramp.policies.charge import Units, run_of
 from offramp.policies.figures import shared_fields
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.whole_request import WholeRequest, request_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable
 from offramp.tuning.certificate import Certificate
@@ -25,6 +28,7 @@ from offramp.tuning.pricing import Pricing
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import Roles, digests, texts
 from offramp.tuning.tuned import LAYERS, FrontPoint, Tuned, shift_of
+from offramp.tuning.verdict_words import refusal_words
 
 # Points of the front that are kept, spread over its risks.
 FRONT_POINTS = 24
@@ -46,6 +50,15 @@ class TuningJob:
     seed: int
     roles: Roles
     evolves: bool = False
+
+    @cached_property
+    def request(self) -> WholeRequest | None:
+        """A request of the trace on the machine, None where nothing is encoded."""
+        return request_of(self.trace, self.machine, self.pricing.batch)
+
+    def refusal(self, worth: float | None) -> str:
+        """Why nothing need be searched, "" where something may pay. worth: None for that of a verdict."""
+        return refusal_words(self.request, WORTH if worth is None else worth)
 
     def search(self, before: Pool | None = None) -> Pool | None:
         """The pool of policies on the search documents, None without any.
@@ -155,6 +168,7 @@ class TuningJob:
                 "machine": None if self.machine is None else profile_of(self.machine),
                 "trace": self.trace.provenance.get("request_fingerprint"),
             },
+            request=self.request,
             **executed,
         )
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from offramp.policies.kv import STRATEGIES, maps_charged
 from offramp.policies.names import StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.prices import lookup_notes, machine_for, price_notes
+from offramp.policies.whole_request import WholeRequest, of_request, request_of
 from offramp.scoring.documents import Lengths, lengths_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace, heads_documents
@@ -145,6 +147,8 @@ class Prediction(HeldOut):
     document_tokens: fewest, median and most tokens of a document.
     """
 
+    IF_ANY: ClassVar[tuple[str, ...]] = ("request", "request_speedup")
+
     workload: str
     machine: str
     batch: int
@@ -158,6 +162,10 @@ class Prediction(HeldOut):
     shift: tuple[ShiftRow, ...]
     notes: tuple[str, ...]
     document_tokens: Lengths | None = None
+    request: WholeRequest | None = None
+    """Of a model with an encoder, what decoding, which the figures are of, is of a request."""
+    request_speedup: Estimate | None = None
+    """That of whole requests, beside the net speedup of their tokens; None without an encoder."""
     as_measured: Estimate | None = None
     """Net speedup as such predictions came out when they were timed (`expected`); None where none were."""
 
@@ -213,6 +221,7 @@ def predict(
     delta = DELTA if tuned is None else tuned.certificate.delta or DELTA
     low, high = (None, None) if floor is None else two_sided_limits(losses, delta)
     figures = held if floor is not None else replace(held, quality=held.agreement)
+    request = request_of(judged, machine, pricing.batch)
     prediction = Prediction(
         **shared_fields(figures, HeldOut),
         workload=task_of(trace) or "unknown",
@@ -229,6 +238,8 @@ def predict(
         notes=(),
         document_tokens=lengths_of(judged),
         as_measured=expected(held, pricing),
+        request=request,
+        request_speedup=None if request is None else of_request(request, held.net_speedup),
     )
     notes = (
         *prediction_notes(prediction, tuned, judged, left_out),

@@ -14,6 +14,7 @@ from offramp.policies.figures import PLAIN_DECODING, shared_fields
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.prices import price_notes
 from offramp.policies.rules.fixed import ORACLES, Oracle
+from offramp.policies.whole_request import of_request, request_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.held_out import HeldOut, measure, measure_parts, speed_over
@@ -153,17 +154,20 @@ def machine_answers(
     halves = halves or halves_of(trace, seed)
     sizes = tuple(batches)
     return tuple(
-        _answer(halves, pricing_of(trace, machine, batch), source, checked, worth)
+        _answer(halves, machine, pricing_of(trace, machine, batch), source, checked, worth)
         for machine in machines
         for source in ["; ".join((machine.source, *price_notes(machine, trace, sizes)))]
         for batch in sizes
     )
 
 
-def _answer(halves: Halves, pricing: Pricing, source: str, floor: Floor, worth: float) -> MachineAnswer:
+def _answer(
+    halves: Halves, machine: Machine, pricing: Pricing, source: str, floor: Floor, worth: float
+) -> MachineAnswer:
     best, without = (scored.policy for scored in choose(halves.searched(floor, pricing), floor))
     held = measure(halves.judging, best, pricing, floor, halves.seed)
     credit = speed_over(halves.judging, best, without, pricing, halves.seed)
+    credit = of_request(request_of(halves.judging, machine, pricing.batch), credit, held.net_speedup.value)
     return MachineAnswer(
         **shared_fields(held, HeldOut),
         machine=pricing.machine,

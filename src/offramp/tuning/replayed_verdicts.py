@@ -15,6 +15,7 @@ from offramp.kit.rules import Worth
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.prices import costs_of
+from offramp.policies.whole_request import of_request, request_of
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace
@@ -26,7 +27,7 @@ from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import TOO_FEW, Decision, Verdict, decide_replayed, predicted_speed
-from offramp.tuning.verdict_words import NOT_EXECUTED, replay_reason
+from offramp.tuning.verdict_words import NOT_EXECUTED, refusal_words, replay_reason
 
 
 @dataclass
@@ -94,8 +95,9 @@ def judge(
     (split by `seed`; halves: the trace's, if they were searched before); its replay is measured on the other,
     with 95 % bootstrap intervals over documents. It is credited only with what it adds to the fastest decoder
     at that floor which leaves no layer out: the full model, or the full model with its output head cut to the
-    short list. A replay only proposes: by `decide` it can show that early
-    exit does not pay, never that it pays; `settle` adds what was executed and measured.
+    short list. A replay only proposes: by `decide` it can show that early exit does not pay, never that it
+    pays; `settle` adds what was executed and measured. Of a model with an encoder the speed of requests
+    decides, and nothing is searched if their ceiling refuses (`WholeRequest`).
 
     Raises InputError for a floor or delta outside (0, 1), a negative worth, or a trace without tokens.
 
@@ -106,14 +108,17 @@ def judge(
     seed = seed if halves is None else halves.seed
     in_flops = Pricing(costs_of(trace, "flops"), "FLOPs", "counted from the model's shape, batch 1")
     fit, report = split_documents(trace, seed)
-    why = _why_unjudged(trace, len(fit))
+    why, request = _why_unjudged(trace, len(fit)), request_of(trace, machine)
+    refused = refusal_words(request, worth)
 
     def verdict(
         floor: float, held: HeldOut, without: ExitPolicy, credit: Estimate, flops: Estimate, fitted: float
     ) -> Verdict:
         """What a replay says at a floor of the policy that was chosen; fitted: its agreement where it was."""
-        decision = decide_replayed(held.policy, credit, pricing.machine, worth)
         speedup = held.net_speedup
+        decoding = predicted_speed(speedup, pricing.machine)
+        credit = of_request(request, credit, speedup.value)
+        decision = decide_replayed(held.policy, credit, pricing.machine, worth)
         return Verdict(
             floor=floor,
             worth=worth,
@@ -124,7 +129,7 @@ def judge(
             kv=None,
             certificate=None,
             executed_agreement=None,
-            speed=predicted_speed(speedup, pricing.machine),
+            speed=of_request(request, decoding),
             replayed_policy=held.policy,
             agreement=held.agreement,
             skip_ratio=held.skip_ratio,
@@ -139,14 +144,20 @@ def judge(
             gain=held.gain,
             without=str(without),
             credit=credit,
+            request=request,
+            decoding=None if request is None else decoding,
         )
 
+    if refused:
+        why = "the ceiling of a request is too low"
     if why is not None:
         undefined = Estimate(None, undefined=why)
         transformed = trace.reference_top1 is not None
         nothing = unmeasured(PLAIN_DECODING, why, pricing.plain, transformed=transformed)
         decision: Decision = "not settled" if len(fit) else TOO_FEW
         settled: dict[str, Any] = {"reason": f"Nothing was judged: {why}.", "missing": (why,), "credit": None}
+        if refused:
+            decision, settled = "does not pay", {"reason": refused, "missing": (), "credit": None}
         unjudged = (
             verdict(floor, nothing, PLAIN_DECODING, undefined, undefined, math.nan) for floor in floors
         )

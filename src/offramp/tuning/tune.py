@@ -39,7 +39,7 @@ from offramp.tuning.verdict_words import replayed_answer
 
 def tune_by_replay(job: TuningJob, kv: str) -> Tuned:
     """Search, test on the certify documents as they are replayed, and measure on the report documents."""
-    pool = job.search()
+    pool = None if job.refusal(None) else job.search()
     candidates = ordered_candidates(pool, job.floor.risk) if pool else []
     chosen, certificate = _test(job, candidates)
     held = job.report(PLAIN_DECODING if chosen is None else chosen.policy, kv)

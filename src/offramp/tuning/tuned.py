@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import TUNED, TUNED_SCHEMA_VERSION, read_policy_file, require_whole
 from offramp.policies.policy import ExitPolicy, columns_of
 from offramp.policies.rules.short_list import seen_by
+from offramp.policies.whole_request import WholeRequest
 from offramp.scoring.documents import fact_of, require_numbers
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
@@ -105,6 +106,8 @@ class Tuned(HeldOut):
     front are of each token alone.
     """
 
+    IF_ANY: ClassVar[tuple[str, ...]] = ("request",)
+
     floor: Floor
     answer: str
     """In plain sentences."""
@@ -134,6 +137,8 @@ class Tuned(HeldOut):
     """Sketches of the texts of search and certify documents (`offramp.workloads.shared_text`), by role."""
     grounds: Grounds | None = None
     """Of an executed answer; None of a replay bound, and of files that older versions wrote."""
+    request: WholeRequest | None = None
+    """Of a model with an encoder, what decoding, which the figures are of, is of a request."""
 
     def __repr__(self) -> str:
         return f"Tuned({self.policy} at {self.floor}: {self.answer})"

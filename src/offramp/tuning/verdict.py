@@ -10,6 +10,7 @@ from offramp.defaults import BYTES, LOCAL, MAIN_FLOOR
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.whole_request import WholeRequest, of_request
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.tuned import FloorStanding, Tuned
@@ -67,6 +68,7 @@ class Verdict(KeptAndSaved):
     """
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("certified",)
+    IF_ANY: ClassVar[tuple[str, ...]] = ("request", "decoding")
 
     floor: float
     worth: float
@@ -84,7 +86,8 @@ class Verdict(KeptAndSaved):
     executed_agreement: Estimate | None
     """Of documents that did not choose the policy."""
     speed: Speed | None
-    """Over plain decoding, of the policy or of what was tried; measured if it was, else predicted."""
+    """Over plain decoding, of the policy or of what was tried; measured if it was, else predicted. Of a whole
+    request where there is one, as `credit` is."""
     replayed_policy: ExitPolicy
     net_speedup_flops: Estimate
     fit_agreement: NumberOrNan
@@ -104,6 +107,10 @@ class Verdict(KeptAndSaved):
     """Where nothing is certified, the candidate that was decoded last, and maybe refuted."""
     standing: FloorStanding | None = None
     """How the floor stands after decoding, None where nothing was to be decoded."""
+    request: WholeRequest | None = None
+    """Of a model with an encoder, what decoding is of a request."""
+    decoding: Speed | None = None
+    """Beside a request's speed that of its tokens alone."""
 
     def __repr__(self) -> str:
         return f"Verdict({self.decision} at {self.floor:.4g} agreement with {self.policy}: {self.reason})"
@@ -191,7 +198,9 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         # Of a candidate it is on the documents that proposed it, which is no interval.
         foretold = tuned.net_speedup if tried is None else Estimate(tried.predicted_speed)
         speed = predicted_speed(foretold, tuned.machine) if timed is None else timed.speed
-        credit = _credit(tuned, speed, timed)
+        alone = _credit(tuned, speed, timed)
+        credit = of_request(verdict.request, alone, None if speed is None else speed.value)
+    decoding, speed = speed, of_request(verdict.request, speed)
     by_standing = None if standing is None else DECIDED[standing]
     refuted = by_standing == "does not pay" or (certified and tuned.policy.full_depth)
     candidates = [candidate for candidate in tuned.candidates if not candidate.lossless]
@@ -218,6 +227,7 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         without=verdict.without if timed is None or timed.credit is None else timed.over,
         credit=None if credit is None else Estimate(credit.value, credit.low, credit.high),
         standing=standing,
+        decoding=None if verdict.request is None else decoding,
     )
     reason = verdict.reason if replayed and decision == "does not pay" else settled_reason(settled, tuned)
     if exits and contradicted and decision in OPEN:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from offramp.defaults import BYTES
+from offramp.defaults import BYTES, WORTH
 from offramp.policies.figures import NEVER, PLAIN_DECODING
 from offramp.policies.short_names import SHORT_HEAD, short_name
+from offramp.policies.whole_request import How, WholeRequest
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tuning.bounds import OUT_OF_TIME, documents_for
 from offramp.tuning.certificate import Candidate, Certificate
@@ -46,6 +47,8 @@ def replayed_answer(job: TuningJob, candidates: int, certificate: Certificate, h
         executed = "" if job.floor.clip is None else " Only a floor on agreement is executed."
         return f"{_bounded(job, certificate, held)} {REPLAY_BOUND}{executed}"
     documents = job.roles.counts()
+    if refused := job.refusal(None):
+        return f"{refused} {STAYS}"
     if certificate.documents < certificate.documents_needed or not documents["search"]:
         said = _too_few_traced(certificate, documents)
     elif not candidates:
@@ -71,6 +74,8 @@ def executed_answer(
     candidates: in the order of the tests, the full model first where it was tested, the lossless one last.
     agreement: executed, of the floor's kind, on documents that chose nothing.
     """
+    if refused := job.refusal(grounds.worth):
+        return f"{refused} {STAYS}"
     alone = next((candidate for candidate in candidates if candidate.policy == PLAIN_DECODING), None)
     exits = [candidate for candidate in candidates if candidate is not alone and not candidate.lossless]
     if alone is not None and not alone.passed:
@@ -194,7 +199,9 @@ def _nothing_could_pay(job: TuningJob, grounds: Grounds) -> str:
     said = "nothing that keeps the floor is faster"
     if grounds.reach is not None:
         searched = job.roles.counts()["search"]
-        said = f"the fastest that keeps {job.floor} on {searched} documents is {grounds.reach:.3f} ×"
+        reach = grounds.reach if job.request is None else job.request.speed(grounds.reach)
+        said = f"the fastest that keeps {job.floor} on {searched} documents is {reach:.3f} ×"
+        said += "" if job.request is None else f" for a whole request, {grounds.reach:.3f} × in decoding"
     return (
         f"Nothing that was searched could gain {100 * grounds.worth:g} % over the best decoder without "
         f"exits: none is predicted to gain four fifths of that on {job.pricing.machine}; {said}. {STAYS}"
@@ -294,6 +301,38 @@ def meaning_of(floor: Floor) -> str:
     )
 
 
+# Of a request with a source, before anything is searched.
+
+KNOWN_HOW: Mapping[How, str] = {
+    "timed": "as timed on this machine",
+    "derived": "derived by FLOPs from the times of the decoder's layers",
+    "counted": "by its weights, which is the least that it takes",
+}
+
+
+def ceiling_words(request: WholeRequest) -> str:
+    """What exits could bring a request at most, and why."""
+    where = "in bytes moved" if request.machine == BYTES else f"on {request.machine}"
+    return (
+        f"a whole request could become at most {request.ceiling:.3f} × as fast ({where}), if all its "
+        f"{request.tokens:,.1f} tokens left at exit {request.exit}, half-way, with checks and repairs of K "
+        f"and V for nothing: {100 * request.once_share:.1f} % of it are the encoder's, which no exit changes "
+        f"({KNOWN_HOW[request.how]})"
+    )
+
+
+def refusal_words(request: WholeRequest | None, worth: float) -> str:
+    """Why nothing is searched; "" where something may pay."""
+    if request is None or not request.refuses(worth):
+        return ""
+    return f"Early exit does not pay here: {ceiling_words(request)}. Nothing was searched."
+
+
+def ceiling_line(request: WholeRequest, worth: float = WORTH) -> str:
+    """What is said of a request before all else."""
+    return refusal_words(request, worth) or f"At best, {ceiling_words(request)}."
+
+
 # Of a text, before anything is run.
 
 
@@ -350,13 +389,16 @@ def replay_reason(verdict: Verdict) -> str:
         said += f", predicted net speedup {unit} {speedup.value:.3f}"
     if speedup.low is not None and speedup.high is not None:
         said += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}"
-        said += ")" if cut else f"; worth it above {worth_it:.2f})"
+        decoding = verdict.worth if verdict.request is None else verdict.request.needed(verdict.worth)
+        said += ")" if cut else f"; worth it above {1 + decoding:.2f})"
     else:
         said += f", without an interval: {speedup.no_interval or speedup.undefined or 'too few documents'}"
     if cut and credit is not None and credit.value is not None and credit.low is not None:
         said += f"; over {CUT} {credit.value:.3f} ({credit.low:.3f} to {credit.high:.3f}; worth it above "
         said += f"{worth_it:.2f})"
     kept = "" if agreement.value is None else f"; agreement {percent_down(agreement.value)}"
+    if verdict.request is not None and verdict.speed is not None:
+        kept += f"; a whole request is {verdict.speed.value:.3f} × as fast"
     return f"{said}{kept}. Nothing was executed: decoding may keep less."
 
 
@@ -365,10 +407,11 @@ def settled_reason(verdict: Verdict, tuned: Tuned) -> str:
     speed, tried = verdict.speed, verdict.tried
     if speed is not None and tried is not None:
         what = f"{tried.policy} with keys and values by {tried.kv}"
-        return f"{tuned.answer} What was tried, {what}, is {speed_words(speed)}{credit_words(verdict)}."
+        fast = f"{speed_words(speed, verdict.decoding)}{credit_words(verdict)}"
+        return f"{tuned.answer} What was tried, {what}, is {fast}."
     if verdict.policy == PLAIN_DECODING or speed is None:
         return tuned.answer
-    said = f"{kept_words(verdict)}; {speed_words(speed)}{credit_words(verdict)}."
+    said = f"{kept_words(verdict)}; {speed_words(speed, verdict.decoding)}{credit_words(verdict)}."
     if tuned.policy.full_depth:
         return f"{said} It leaves no layer out: what it gains is the shorter output head's."
     return said
@@ -419,8 +462,11 @@ def _documents(count: int) -> str:
     return f"{count:,} document{'' if count == 1 else 's'}"
 
 
-def speed_words(speed: Speed) -> str:
-    """A speed with its interval."""
+def speed_words(speed: Speed, decoding: Speed | None = None) -> str:
+    """A speed with its interval. decoding: beside that of whole requests."""
+    if decoding is not None:
+        whole = speed_words(speed).replace("plain decoding", "a plain request")
+        return f"{whole}, and its decoding alone {speed_words(decoding)}"
     how = "measured" if speed.how == "measured" else f"predicted on {speed.machine} at"
     said = f"{how} {speed.value:.3f} × the speed of plain decoding"
     if speed.low is None or speed.high is None:
@@ -456,7 +502,9 @@ def missing_of(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
     if speed is not None and speed.how == "predicted" and speed.at_hand:
         missing.append("a timing of this policy")
     elif speed is not None and speed.how == "measured":
-        if verdict.credit is not None and verdict.credit.low is None and verdict.certified:
+        if verdict.request is not None and verdict.request.how == "counted":
+            missing.append("a timing of the encoder on a quiet machine: offramp hardware measure")
+        elif verdict.credit is not None and verdict.credit.low is None and verdict.certified:
             missing.append("the best decoder without exits, timed in the same turns")
         elif _straddles(verdict):
             missing.append(f"a narrower interval of the speed{_longer(verdict, speed)}")

@@ -20,6 +20,7 @@ from offramp.report.formats import (
     listed,
     percent,
     short_source,
+    timed_text,
     times,
     visible_text,
     whole_percent,
@@ -129,7 +130,12 @@ def _speed_cell(row: OfText) -> Cell:
     speed = row[1].speed
     if speed is None or policy_of(row[1])[0] == PLAIN_DECODING:
         return Cell(NOTHING)
-    return with_interval(speed, times, how_words(speed))
+    cell, decoding = with_interval(speed, times, how_words(speed)), row[1].decoding
+    if decoding is None:
+        return cell
+    return replace(
+        cell, below=(*cell.lines, "of a whole request", f"decoding: {timed_text(decoding, times)}")
+    )
 
 
 def _credit_cell(row: OfText) -> Cell:

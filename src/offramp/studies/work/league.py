@@ -81,11 +81,17 @@ def ranking_of(
 ) -> Ranking:
     """Everything that the trace alone allows; speed is in bytes moved without a machine."""
     from offramp.policies.prices import costs_of
+    from offramp.policies.whole_request import request_of
+    from offramp.tracing.progress import say
     from offramp.tuning.break_even import break_even
     from offramp.tuning.ranking import ranking
     from offramp.tuning.replayed_verdicts import halves_of, judge
+    from offramp.tuning.verdict_words import ceiling_line, refusal_words
 
-    why = why_not_halved(trace, seed)
+    why, request = why_not_halved(trace, seed), request_of(trace, machine)
+    if request is not None:
+        say(ceiling_line(request, worth))
+        why = refusal_words(request, worth) or why
     # Searched once for all who choose, so that they cannot contradict each other.
     halves = halves_of(trace, seed) if why is None else None
     verdicts = judge(trace, floors, worth, seed=seed, machine=machine, halves=halves)
