@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_cases import Padding
 from tracing_models import llama, tiny_model
 
+import offramp
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import ModelError
 from offramp.models.model import Model
 from offramp.timing import local_profile
 from offramp.timing.decoder import generate_repeatedly
 from offramp.timing.local_profile import MOST_TIMES, TOKENS, check_profile, measure_hardware
+from tiny_models import write_t5, write_whisper
 
 
 def test_every_call_writes_what_it_is_timed_for_within_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,3 +161,13 @@ def test_a_short_context_leaves_room_for_a_few_steps() -> None:
     found = check_profile(model, profile)
     assert found.tokens % 4 == 0
     assert found.ratio.value > 0
+
+
+@pytest.mark.parametrize("write", [write_t5, write_whisper])
+def test_an_encoder_is_timed_beside_the_steps(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    model = offramp.load_model(write(tmp_path / "model"))
+    timed = measure_hardware(model, budget_seconds=0.05, batches=(1,)).encoder_seconds
+    assert timed is not None
+    lengths, seconds = zip(*timed, strict=True)
+    assert lengths == tuple(sorted(lengths))
+    assert all(one > 0.0 for one in seconds)

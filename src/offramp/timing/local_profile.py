@@ -112,7 +112,8 @@ def measure_hardware(
     batches = usual_batches(model) if batches is None else tuple(batches)
 
     def profiler() -> MachineProfiler:
-        return MachineProfiler(model, batches, timing_positions(model.context_length))
+        with probing(model.hf):
+            return MachineProfiler(model, batches, timing_positions(model.context_length))
 
     first, look = profiler(), min(LOOKING, budget_seconds / 10)
     patience = _wait_until_quiet(PATIENCE, look)
