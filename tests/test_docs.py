@@ -25,6 +25,7 @@ DEFINITIONS = (
     "docs/results/run.md",
     "docs/results/README.md",
     "docs/results/load.md",
+    "docs/results/speech.md",
 )
 CLAIM = re.compile(r"\bpays?\b", re.IGNORECASE)
 # "Does not pay", "nothing pays" and "whether it pays" claim nothing.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,6 +50,7 @@ from right_answers import accuracy_markdown, answered
 
 IMAGES = ROOT / "docs" / "images"
 PAGE = ROOT / "docs" / "results" / "README.md"
+BY_SIZE, SHOWN_FLOOR = ("smollm2", "qwen-0.5b", "qwen-1.5b"), 0.95
 ROUNDING = 0.0005
 """Of shares in tables."""
 SHOWN = {str(CUT_HEAD): "the cut head", LOOKUP: "transformers' prompt lookup"}
@@ -226,6 +227,28 @@ def head_share(measurements: Iterable[Measured]) -> str:
     return "; ".join(f"{model}: {', '.join(of_model)}" for model, of_model in shares.items())
 
 
+def rule_markdown(credits: Iterable[Mapping[str, Any]], contenders: Iterable[Mapping[str, Any]]) -> str:
+    """What grows with a model's size on math: speeds, and what is kept for them."""
+    policies = {row["model"]: row for row in credits if row["text"] == "math" and row["floor"] == SHOWN_FLOOR}
+    cut = {
+        row["model"]: row
+        for row in contenders
+        if row["text"] == "math" and row["contender"] == str(CUT_HEAD) and not row["transform"]
+    }
+
+    def listed(rows: Mapping[str, Mapping[str, Any]], name: str, shown: Callable[[float], str]) -> str:
+        *most, last = [shown(rows[model][name]) for model in BY_SIZE]
+        return f"{', '.join(most)} and {last}"
+
+    return (
+        f"On math, from the smallest model to the largest, the policy that was tried for "
+        f"{percent(SHOWN_FLOOR)} is {listed(policies, 'speed', '{:.2f}'.format)} times as fast as plain "
+        f"decoding, and its timed answers keep {listed(policies, 'agreement_timed', percent)}: what grows is "
+        f"what is given up. The cut head alone is {listed(cut, 'speed', '{:.2f}'.format)} times as fast, and "
+        f"keeps {listed(cut, 'agreement', percent)}."
+    )
+
+
 def bars_of(rows: Iterable[Mapping[str, Any]]) -> list[Bar]:
     """What exits add, where it was timed."""
     return [
@@ -292,6 +315,7 @@ def outputs() -> dict[Path, str]:
         f"on {head_share(measurements)}; beyond 100 % it saves more than the exits do.",
         "lookup": f"Prompt lookup (transformers'), which loses nothing, is {in_words(contenders, LOOKUP)}.",
         "together": together_markdown(losses, after, answer),
+        "rule": rule_markdown(credits, contenders),
         "beside-lookup": beside_markdown(beside, LOOKUP_FLOOR),
         "accuracy": accuracy_markdown(list(answered(KEPT / "accuracy"))),
         **{f"stack-{name}": stack_markdown(name, result) for name, result in combined},
