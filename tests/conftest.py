@@ -16,7 +16,14 @@ import hypothesis
 import pytest
 
 from offramp.models.gguf_file import CACHE_VARIABLE, cache_folder
-from tiny_models import CHAT_TEMPLATE, write_documents, write_llama
+from tiny_models import (
+    CHAT_TEMPLATE,
+    write_bart,
+    write_documents,
+    write_llama,
+    write_sounds,
+    write_whisper,
+)
 
 if TYPE_CHECKING:
     from offramp.costs.machine import Machine
@@ -97,6 +104,28 @@ def tiny_model(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bart(shared: Path) -> Path:
+    """A folder with a random BART of 4 decoder layers."""
+    return made_once(shared / "bart", write_bart)
+
+
+@pytest.fixture(scope="session")
+def whisper(shared: Path) -> Path:
+    """A folder with a random Whisper of 4 decoder layers."""
+    return made_once(shared / "whisper", write_whisper)
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt to load weights fails the test."""
+
+    def load(*anything: object, **further: object) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr("offramp.models.loading._load_weights", load)
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Model:
     """The bundled model in float32. Tests leave it as it is."""
     from offramp.tracing.loading import load_model
@@ -108,6 +137,12 @@ def smollm2() -> Model:
 def documents(shared: Path) -> Path:
     """A JSON-lines file of 48 short documents in the field "text"."""
     return made_once(shared / "documents.jsonl", write_documents)
+
+
+@pytest.fixture(scope="session")
+def sounds(shared: Path) -> Path:
+    """A folder of 12 short sounds, each beside a text."""
+    return made_once(shared / "spoken", write_sounds)
 
 
 @pytest.fixture(scope="session")

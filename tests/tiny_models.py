@@ -183,22 +183,28 @@ def write_t5(folder: Path, **config: Any) -> Path:
     return folder
 
 
+ENCODER_DECODER: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "init_std": 0.3,
+}
+"""What the configs of BART and Whisper call alike."""
+
+
 def write_bart(folder: Path, **config: Any) -> Path:
     """A random BART of 2 encoder and 4 decoder layers, with learned positions, and a tokenizer."""
     import torch
     from transformers import BartConfig, BartForConditionalGeneration
 
     values: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": LAYERS,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 48,
-        "decoder_ffn_dim": 48,
+        **ENCODER_DECODER,
         "max_position_embeddings": SOURCE_POSITIONS,
-        "init_std": 0.3,
         "pad_token_id": None,
         "bos_token_id": 0,
         "eos_token_id": 1,
@@ -249,18 +255,10 @@ def write_whisper(folder: Path, **generation: Any) -> Path:
 
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "decoder_start_token_id": 0}
     values: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": LAYERS,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 48,
-        "decoder_ffn_dim": 48,
+        **ENCODER_DECODER,
         "num_mel_bins": 16,
         "max_source_positions": 50 * SOUND_SECONDS,
         "max_target_positions": 64,
-        "init_std": 0.3,
         "suppress_tokens": None,
         "begin_suppress_tokens": None,
     }

@@ -9,24 +9,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from tiny_models import write_bart, write_pairs, write_sounds, write_wav, write_whisper
-
-
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_whisper(tmp_path_factory.mktemp("models") / "whisper")
-
-
-@pytest.fixture(scope="module")
-def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bart(tmp_path_factory.mktemp("models") / "bart")
-
-
-@pytest.fixture(scope="module")
-def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sounds")
-    write_wav(folder / "long.wav", 0.5 * np.sin(np.arange(20_000) / 7.0))
-    return write_sounds(folder / "spoken")
+from tiny_models import write_pairs, write_wav
 
 
 def test_a_sound_is_answered_as_the_model_answers_it(whisper: Path, sounds: Path) -> None:
@@ -83,14 +66,11 @@ def test_what_does_not_go_together_is_refused_before_a_weight_is_loaded(
     sounds: Path,
     documents: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    no_weights: None,
 ) -> None:
-    def load(*anything: object, **further: object) -> None:
-        raise AssertionError("weights are loaded")
-
-    monkeypatch.setattr("offramp.models.loading._load_weights", load)
+    long = write_wav(tmp_path / "long.wav", 0.5 * np.sin(np.arange(20_000) / 7.0))
     longer = tmp_path / "longer.jsonl"
-    longer.write_text(f'{{"audio": "{sounds.parent / "long.wav"}", "text": "a"}}\n')
+    longer.write_text(f'{{"audio": "{long}", "text": "a"}}\n')
     names: dict[str, object] = {
         "WHISPER": whisper,
         "BART": bart,
@@ -102,7 +82,7 @@ def test_what_does_not_go_together_is_refused_before_a_weight_is_loaded(
         "PAIRS": f"pairs:{write_pairs(tmp_path / 'pairs.jsonl')}#en,de",
         "SOUND": sounds / "s00.wav",
         "MISSING": sounds / "none.wav",
-        "LONG": sounds.parent / "long.wav",
+        "LONG": long,
     }
     found = run_offramp(*(names.get(word, word) for word in arguments)).require(2)
     assert said in found.err

@@ -9,14 +9,9 @@ import pytest
 
 import offramp
 from command_line import Outcome, run_offramp
-from tiny_models import SOURCE_POSITIONS, write_bart, write_pairs
+from tiny_models import SOURCE_POSITIONS, write_pairs
 
 SOURCE = "the cat sat on the mat"
-
-
-@pytest.fixture(scope="module")
-def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bart(tmp_path_factory.mktemp("models") / "bart")
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +85,8 @@ def test_what_does_not_go_together_is_refused_before_a_weight_is_loaded(
     pairs: str,
     documents: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    no_weights: None,
 ) -> None:
-    def load(*anything: object, **further: object) -> None:
-        raise AssertionError("weights are loaded")
-
-    monkeypatch.setattr("offramp.models.loading._load_weights", load)
     names = {"BART": bart, "TEXT": tiny_model, "TRACE": tmp_path / "out", "WORDS": f"jsonl:{documents}#text"}
     found = run_offramp(*(names.get(word, word.replace("PAIRS", pairs)) for word in arguments)).require(2)
     assert said in found.err

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from given_cases import LEAVING, RERUNS, assert_reruns_are_forced_decoding
 
 import offramp
 from offramp.errors import InputError
@@ -15,14 +16,7 @@ from offramp.models.model import Model
 from offramp.timing.decoder import PlainRunning, batches_of
 from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
-from tiny_models import NOT_FIRST, write_sounds, write_wav, write_whisper
-
-LEAVING = ("static:exit=2", "threshold:signal=margin,value=0.2,exits=1+2+3")
-
-
-@pytest.fixture(scope="module")
-def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sounds(tmp_path_factory.mktemp("sounds") / "spoken")
+from tiny_models import NOT_FIRST, write_sounds, write_wav
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +25,8 @@ def workload(sounds: Path) -> Workload:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return offramp.load_model(write_whisper(tmp_path_factory.mktemp("models") / "whisper"))
+def model(whisper: Path) -> Model:
+    return offramp.load_model(whisper)
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +34,11 @@ def trace(model: Model, workload: Workload) -> Trace:
     return offramp.trace(model, workload, tokens=80)
 
 
-@pytest.mark.parametrize(
-    ("policy", "kv"),
-    [
-        (LEAVING[0], "propagate"),
-        (LEAVING[1], "propagate"),
-        (LEAVING[1], "recompute"),
-        (LEAVING[0], "speculate"),
-    ],
-)
+@pytest.mark.parametrize(("policy", "kv"), RERUNS)
 def test_a_rerun_is_forced_decoding_exit_for_exit(
-    model: Model, workload: Workload, trace: Trace, policy: str, kv: Any
+    model: Model, workload: Workload, trace: Trace, policy: str, kv: str
 ) -> None:
-    documents = {document.id: document for document in workload.documents}
-    rerun = offramp.rerun(model, trace, policy, kv=kv, workload=workload)
-    for number, record in enumerate(trace.documents[:3]):
-        rows = np.flatnonzero(trace.document == number)
-        forced = [*trace.token[rows].tolist(), int(trace.next_token[rows[-1]])]
-        sound = given_of(documents[record.id])
-        assert sound is not None
-        answer = offramp.generate(model, audio=sound.text, policy=policy, kv=kv, force_tokens=forced)
-        assert answer.exits[1:].tolist() == rerun.exits[rows].tolist()  # type: ignore[union-attr]
+    assert_reruns_are_forced_decoding(model, workload, trace, policy, kv)
 
 
 def test_two_sounds_are_decoded_side_by_side_as_alone(model: Model, workload: Workload) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from given_cases import LEAVING, RERUNS, assert_reruns_are_forced_decoding
 
 import offramp
 from offramp.decoding.openings import prompts_of
@@ -22,7 +23,6 @@ from offramp.workloads.workload import Workload
 from tiny_models import write_bart, write_pairs, write_t5
 
 TOKENS = 160
-LEAVING = ("static:exit=2", "threshold:signal=margin,value=0.2,exits=1+2+3")
 SOURCES = ("the cat sat on the mat", "deep layers change the guess less often than shallow ones", "a model")
 
 
@@ -91,27 +91,11 @@ def test_the_shape_of_a_trace_has_the_mean_length_of_what_was_read(
     assert read.shape.layers == model.shape.layers
 
 
-@pytest.mark.parametrize(
-    ("policy", "kv"),
-    [
-        (LEAVING[0], "propagate"),
-        (LEAVING[1], "propagate"),
-        (LEAVING[1], "recompute"),
-        (LEAVING[0], "speculate"),
-    ],
-)
+@pytest.mark.parametrize(("policy", "kv"), RERUNS)
 def test_a_rerun_is_forced_decoding_exit_for_exit(
-    model: Model, pairs: Workload, trace: Trace, policy: str, kv: Any
+    model: Model, pairs: Workload, trace: Trace, policy: str, kv: str
 ) -> None:
-    documents = {document.id: document for document in pairs.documents}
-    rerun = offramp.rerun(model, trace, policy, kv=kv, workload=pairs)
-    for number, record in enumerate(trace.documents[:3]):
-        rows = np.flatnonzero(trace.document == number)
-        forced = [*trace.token[rows].tolist(), int(trace.next_token[rows[-1]])]
-        source = documents[record.id].given.text  # type: ignore[union-attr]
-        out = offramp.generate(model, source=source, policy=policy, kv=kv, force_tokens=forced)
-        assert out.exits[0] == model.layers
-        np.testing.assert_array_equal(out.exits[1:], rerun.exits[rows])
+    assert_reruns_are_forced_decoding(model, pairs, trace, policy, kv)
 
 
 def test_drafts_of_few_layers_give_the_full_models_answers(model: Model) -> None:

@@ -195,7 +195,8 @@ def describe_model(
     lengths = [getattr(config, key, None) for key in CONTEXT_KEYS]
     bos = find_bos_policy(tokenizer, config.model_type)
     if isinstance(hf, Conditioned) and not isinstance(tokenizer, NoTokenizer):
-        bos = BosPolicy("forced", hf.front[0], hf.front[1:])
+        first, *further = hf.front
+        bos = BosPolicy("forced", first, tuple(further))
     return Model(
         name=name,
         hf=hf,

@@ -375,13 +375,15 @@ class Model:
         Raises InputError for a document without a source, for one with a source where the model reads none,
         and for a source without tokens or longer than the encoder's window.
         """
-        carried = list(documents)
-        inputs = [given for given in map(given_of, carried) if given is not None]
-        for one in carried:
-            kind = None if (given := given_of(one)) is None else given.kind
+        inputs = []
+        for document in documents:
+            given = given_of(document)
+            kind = None if given is None else given.kind
             if kind != self.reads:
-                where = str(getattr(one, "id", "model.given(documents)"))
+                where = str(getattr(document, "id", "model.given(documents)"))
                 raise unfit_source(self.shown_name, reads=self.reads, given=kind, where=where)
+            if given is not None:
+                inputs.append(given)
         condition = Condition(tuple(map(self._encoding, inputs))) if inputs else None
         with under(self.hf, condition):
             yield

@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.costs.counting import head_flops, is_recurrent, layer_flops, request_flops
+from offramp.costs.counting import is_recurrent
 from offramp.costs.kernel_machine import KernelMachine
 from offramp.costs.machine import Machine, machine_prices
 from offramp.costs.machine_registry import find_machine, kept_notes
@@ -220,20 +220,6 @@ def price_notes(machine: Machine | None, trace: Trace, sizes: Iterable[int]) -> 
     if not isinstance(machine, TimingsProfile | KernelMachine):
         return ()
     return machine.price_notes(trace.shape, mean_position(trace), sizes)
-
-
-def request_notes(trace: Trace, speedup: float) -> tuple[str, ...]:
-    """What must be said of a speed of tokens where an encoder runs before them. speedup: in FLOPs."""
-    shape = trace.shape
-    if shape.encoder is None:
-        return ()
-    plain = float(layer_flops(shape, mean_position(trace)).sum()) + head_flops(shape)
-    once, tokens = request_flops(shape) / plain, trace.token_count / len(np.unique(trace.document))
-    return (
-        f"speeds are of decoding: before it, the encoder and K and V of the {shape.encoder.positions:,.1f} "
-        f"positions that it reads cost as much as {once:,.1f} plain tokens (FLOPs), so that a request of "
-        f"{tokens:,.1f} tokens is {(once + tokens) / (once + tokens / speedup):.3f} × as fast",
-    )
 
 
 def lookup_notes(given: Machine | str | None, machine: Machine | None) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ from offramp.policies.prices import (
     price_notes,
     prices_at,
     probes_made,
-    request_notes,
 )
+from offramp.policies.whole_request import request_notes
 from offramp.scoring.documents import fact_of
 from offramp.scoring.estimate import Draws, Estimate
 from offramp.tracing.trace import Trace

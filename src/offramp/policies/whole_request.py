@@ -18,23 +18,25 @@ from offramp.policies.prices import costs_of
 from offramp.tracing.trace import Trace
 
 How = Literal["timed", "derived", "counted"]
+Counted = Literal["bytes", "flops"]
+NAMES: dict[Counted, str] = {"bytes": BYTES, "flops": "FLOPs"}
 Figure = TypeVar("Figure")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeRequest:
-    """What a request takes in plain decoding, in seconds or bytes moved: an encoder once, then its tokens."""
+    """What a request takes in plain decoding, an encoder once, then its tokens: seconds, bytes or FLOPs."""
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("once_share", "ceiling")
 
     machine: str
-    """Its name, or "bytes moved"."""
+    """Its name, "bytes moved" or "FLOPs"."""
     tokens: Positive
     """Of an answer: the mean over the trace's documents."""
     once: NotNegative
     """Of the encoder, and of K and V of its output for every decoder layer."""
     how: How
-    """Whether that was timed in place, is derived from prices of layers, or counted in bytes."""
+    """Whether that was timed in place, is derived from prices of layers, or counted."""
     plain: Positive
     """Of a token."""
     halfway: NotNegative
@@ -87,17 +89,18 @@ def of_request(request: WholeRequest | None, figure: Figure, speed: float | None
     return cast(Figure, replace(cast(Any, figure), **changed))
 
 
-def request_of(trace: Trace, machine: Machine | None, batch: int = 1) -> WholeRequest | None:
-    """A request of a trace on a machine, in bytes moved without one; None where nothing is encoded.
+def request_of(trace: Trace, by: Machine | Counted | None, batch: int = 1) -> WholeRequest | None:
+    """A request of a trace on a machine, or counted, by default in bytes; None where nothing is encoded.
 
     Raises InputError for a trace without tokens, or one that the machine cannot price.
     """
     if trace.shape.encoder is None:
         return None
-    costs, exit = costs_of(trace, machine or "bytes", batch), max(1, trace.layers // 2)
-    once, how = _once(machine, trace.shape, trace.shape.encoder.positions)
+    by = by or "bytes"
+    costs, exit = costs_of(trace, by, batch), max(1, trace.layers // 2)
+    once, how = _once(by, trace.shape, trace.shape.encoder.positions)
     return WholeRequest(
-        machine=BYTES if machine is None else machine.name,
+        machine=NAMES[by] if isinstance(by, str) else by.name,
         tokens=trace.token_count / len(np.unique(trace.document)),
         once=once,
         how=how,
@@ -107,21 +110,34 @@ def request_of(trace: Trace, machine: Machine | None, batch: int = 1) -> WholeRe
     )
 
 
-def _once(machine: Machine | None, shape: ModelShape, positions: float) -> tuple[float, How]:
+def request_notes(trace: Trace, speedup: float) -> tuple[str, ...]:
+    """What must be said of a speed of tokens where an encoder runs before them. speedup: in FLOPs."""
+    request = request_of(trace, "flops")
+    if request is None or trace.shape.encoder is None:
+        return ()
+    return (
+        f"speeds are of decoding: before it, the encoder and K and V of the "
+        f"{trace.shape.encoder.positions:,.1f} positions that it reads cost as much as "
+        f"{request.once / request.plain:,.1f} plain tokens (FLOPs), so that a request of "
+        f"{request.tokens:,.1f} tokens is {request.speed(speedup):.3f} × as fast",
+    )
+
+
+def _once(by: Machine | Counted, shape: ModelShape, positions: float) -> tuple[float, How]:
     """What runs once a request.
 
     Where it was not timed, its FLOPs at the pace of a step of the decoder's layers with as many rows as there
     are positions, or as the machine prices; its bytes at the pace of one row, for which all weights are read.
     """
-    if machine is None:
-        return request_bytes(shape), "counted"
-    timed = machine.request_seconds(positions) if isinstance(machine, TimingsProfile) else None
+    if isinstance(by, str):
+        return (request_bytes if by == "bytes" else request_flops)(shape), "counted"
+    timed = by.request_seconds(positions) if isinstance(by, TimingsProfile) else None
     if timed is not None:
         return timed, "timed"
-    most = machine.largest_batch if isinstance(machine, TimingsProfile) else math.inf
+    most = by.largest_batch if isinstance(by, TimingsProfile) else math.inf
     rows = int(max(1, min(positions, most)))
     alone = replace(shape, encoder=None)  # products alone: at the first position, with nothing encoded
-    seconds = float(machine_prices(machine, alone, 0.0, batch=rows).layers.sum())
+    seconds = float(machine_prices(by, alone, 0.0, batch=rows).layers.sum())
     if rows == 1:
         return seconds * request_bytes(shape) / float(layer_bytes(alone, 0.0).sum()), "derived"
     return seconds * request_flops(shape) / float(layer_flops(alone, 0.0, rows).sum()), "derived"

@@ -128,8 +128,8 @@ def _refusal(findings: Sequence[Finding[Verdict]]) -> str:
         return f"{which}{where} {_figures(verdict)}"
     if verdict.speed is not None:
         return f"{_which(first, findings)} {_figures(verdict)}"
-    if verdict.request is not None and verdict.request.refuses(verdict.worth):
-        return ceiling_words(verdict.request)
+    if verdict.hopeless is not None:
+        return ceiling_words(verdict.hopeless)
     if all(finding.detail.standing in ("nothing could pay", "nothing faster") for finding in findings):
         searched, over = "that was searched", " over the best decoder without exits"
     else:
@@ -168,8 +168,8 @@ def short_figures(verdict: Verdict) -> str:
     """One text's figures in a few words."""
     if verdict.speed is not None:  # what is missing stands among the notes
         return f"{kept_words(verdict)}, {speed_words(verdict)}"
-    if verdict.request is not None and verdict.request.refuses(verdict.worth):
-        return f"a request could become at most {times(verdict.request.ceiling)} as fast"
+    if verdict.hopeless is not None:
+        return f"a request could become at most {times(verdict.hopeless.ceiling)} as fast"
     if verdict.decision == "does not pay":
         return "nothing that could gain enough keeps the floor"
     return missing_words(verdict) if verdict.missing else "nothing was decoded"

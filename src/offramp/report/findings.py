@@ -163,7 +163,7 @@ class Finding(ShownAsHtml, Generic[Detail]):
 
 def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[Verdict]:
     """A cell of a run: the verdict has been decided with what was executed and timed."""
-    speed, decoding = verdict.speed, verdict.decoding or verdict.speed
+    speed, decoding = verdict.speed, verdict.speed_of_tokens
     timed = decoding is not None and decoding.how == "measured"
     return Finding(
         at=Place(model, workload, heads="", machine=verdict.basis),

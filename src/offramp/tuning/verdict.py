@@ -112,6 +112,16 @@ class Verdict(KeptAndSaved):
     decoding: Speed | None = None
     """Beside a request's speed that of its tokens alone."""
 
+    @property
+    def speed_of_tokens(self) -> Speed | None:
+        """That of decoding alone, whatever `speed` is of."""
+        return self.decoding or self.speed
+
+    @property
+    def hopeless(self) -> WholeRequest | None:
+        """The request, where it could gain so little that nothing was searched."""
+        return self.request if self.request is not None and self.request.refuses(self.worth) else None
+
     def __repr__(self) -> str:
         return f"Verdict({self.decision} at {self.floor:.4g} agreement with {self.policy}: {self.reason})"
 

@@ -168,7 +168,7 @@ def _given(
         raise InputError("a source is a text or a sound", where=where, fix="give one of the two")
     asked: Any = source if audio is None else audio
     single, make = isinstance(asked, str | Path), Given if audio is None else given_sound
-    return [make(one) for one in ([asked] if single else asked or ())], single
+    return [make(source) for source in ([asked] if single else asked or ())], single
 
 
 def generate_batch(

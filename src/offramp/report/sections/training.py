@@ -60,8 +60,7 @@ def bought(run: RunResult, training: Training) -> list[TrainedSaving]:
 
 
 def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> TrainedSaving:
-    decoding = verdict.decoding or verdict.speed
-    speed = decoding if verdict.certified and verdict.policy != PLAIN_DECODING else None
+    speed = verdict.speed_of_tokens if verdict.certified and verdict.policy != PLAIN_DECODING else None
     place, floor = Place(run.model_name, text, "", verdict.basis), Floor("agreement", verdict.floor)
     if speed is None:
         nothing = Estimate(None, undefined="nothing faster is certified")
