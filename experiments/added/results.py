@@ -53,6 +53,8 @@ PAGE = ROOT / "docs" / "results" / "README.md"
 BY_SIZE, SHOWN_FLOOR = ("smollm2", "qwen-0.5b", "qwen-1.5b"), 0.95
 ROUNDING = 0.0005
 """Of shares in tables."""
+LESS = ", but keeps less"
+"""Behind the credit of those that do."""
 SHOWN = {str(CUT_HEAD): "the cut head", LOOKUP: "transformers' prompt lookup"}
 PARTS = {SHORT_LIST: "cut head", PROMPT_LOOKUP: "prompt lookup"}
 """What decoders without exits, and parts of combinations, are called in tables."""
@@ -74,6 +76,11 @@ def share(value: float | None) -> str:
     return "" if value is None else percent(value)
 
 
+def keeps_less(agreement: float | None, floor: float) -> bool:
+    """Whether timed answers keep less than the floor that rivals have to."""
+    return (agreement or 1.0) < floor - ROUNDING
+
+
 def credits_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     """What exits add, a line for each model, text and floor."""
     lines = [
@@ -87,7 +94,8 @@ def credits_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
             None if row[name] is None else Estimate(row[name], row[low], row[high])
             for name, low, high in (("speed", "speed_low", "speed_high"), ("credit", "low", "high"))
         )
-        over = f", over {called(row['over'])}" if credit else ""
+        less = LESS if keeps_less(row["agreement_timed"], row["floor"]) else ""
+        over = f", over {called(row['over'])}{less}" if credit else ""
         lines.append(
             f"| {row['model']}, {row['text']} | {100 * row['floor']:.0f} % | {certificate} "
             f"| {share(row['kept_of_decoded'])} of {row['decoded']} | {interval(speed)} "
@@ -134,7 +142,7 @@ def stack_markdown(name: str, result: CombineResult) -> str:
     ]
     rows = [row for row in stack_rows([(name, result)]) if row["speed"] is not None]
     for row in sorted(rows, key=lambda row: -row["speed"]):
-        less = ", but keeps less" if (row["agreement"] or 1.0) < row["floor"] - ROUNDING else ""
+        less = LESS if keeps_less(row["agreement"], row["floor"]) else ""
         added = [
             f"{interval(Estimate(*values))}, over {called(over)}{less}" if values[0] is not None else ""
             for among in beside
@@ -258,6 +266,7 @@ def bars_of(rows: Iterable[Mapping[str, Any]]) -> list[Bar]:
             row["low"],
             row["high"],
             row["verdict"],
+            keeps_less(row["agreement_timed"], row["floor"]),
         )
         for row in rows
         if row["credit"] is not None

@@ -167,6 +167,9 @@ def test_pictures_hold_every_row_and_point() -> None:
     drawn = forest("title", [bar, replace(bar, name="b & c", answer="pays", value=1.2, low=1.1, high=9.0)])
     assert drawn.count("<circle") == 2
     assert "b &amp; c" in drawn
+    assert "*" not in drawn
+    marked = forest("title", [replace(bar, less=True), bar])
+    assert (marked.count(" *</text>"), marked.count("* but keeps less than the floor")) == (1, 1)
     dots = [
         Dot("plain", 1.0, 0.0, exits=False),
         Dot("int8", 0.98, 0.2, exits=False),
