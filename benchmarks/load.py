@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     served = parts.add_parser("gain")
     served.add_argument("trace")
     served.add_argument("--policy", required=True)
-    served.add_argument("--heads")
+    served.add_argument("--heads", type=Path)
     served.add_argument("--new-tokens", type=int, default=24)
     served.add_argument("--seeds", type=int, default=4)
     options = parser.parse_args(arguments)
