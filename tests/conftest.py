@@ -21,6 +21,8 @@ from tiny_models import (
     write_bart,
     write_documents,
     write_llama,
+    write_llava,
+    write_pictures,
     write_sounds,
     write_whisper,
 )
@@ -115,6 +117,12 @@ def whisper(shared: Path) -> Path:
     return made_once(shared / "whisper", write_whisper)
 
 
+@pytest.fixture(scope="session")
+def llava(shared: Path) -> Path:
+    """A folder with a random LLaVA of 4 layers, and its processor."""
+    return made_once(shared / "llava", write_llava)
+
+
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt to load weights fails the test."""
@@ -143,6 +151,12 @@ def documents(shared: Path) -> Path:
 def sounds(shared: Path) -> Path:
     """A folder of 12 short sounds, each beside a text."""
     return made_once(shared / "spoken", write_sounds)
+
+
+@pytest.fixture(scope="session")
+def pictures(shared: Path) -> Path:
+    """A JSON-lines file of 60 pictures, each with a question and an answer of some words."""
+    return made_once(shared / "pictures", write_pictures) / "all.jsonl"
 
 
 @pytest.fixture(scope="session")

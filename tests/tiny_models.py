@@ -278,6 +278,102 @@ def write_whisper(folder: Path, **generation: Any) -> Path:
     return folder
 
 
+IMAGE, PICTURE_SIDE, PATCH = "<image>", 16, 8
+
+
+def write_llava(folder: Path, *, chat_template: str | None = None, **text: Any) -> Path:
+    """A random LLaVA: a CLIP of 2 layers that makes 4 places of a picture, a Llama of 4 layers, a processor.
+
+    text: further entries of the Llama's config.
+    """
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder.mkdir(exist_ok=True)
+    write_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    place = tokenizer.convert_tokens_to_ids(IMAGE)
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    values: dict[str, Any] = {
+        "vocab_size": place + 1,
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": CONTEXT,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "initializer_range": 0.2,
+    }
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            **vision, image_size=PICTURE_SIDE, patch_size=PATCH, initializer_factor=8.0
+        ),
+        text_config=LlamaConfig(**(values | text)),
+        image_token_id=place,
+        projector_hidden_act="gelu",
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():  # so that an answer depends on the picture
+        for weight in model.model.multi_modal_projector.parameters():
+            torch.nn.init.normal_(weight, std=0.4)
+    model.save_pretrained(folder)
+    seen = CLIPImageProcessorPil(
+        size={"shortest_edge": PICTURE_SIDE}, crop_size={"height": PICTURE_SIDE, "width": PICTURE_SIDE}
+    )
+    LlavaProcessor(
+        image_processor=seen,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE,
+        chat_template=chat_template,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (20, 24)) -> Path:
+    """A picture of random pixels."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_pictures(folder: Path, *, documents: int = 60, seed: int = 0) -> Path:
+    """Pictures, and all.jsonl with a question of each, of different lengths, and an answer."""
+    import json
+
+    vocabulary = " ".join(LINES).split()
+    generator = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for number in range(documents):
+        write_picture(folder / f"p{number:02}.png", seed=number)
+        prompt, answer = (
+            " ".join(generator.choice(vocabulary, size=int(generator.integers(least, most))))
+            for least, most in ((2, 7), (4, 10))
+        )
+        line = {"id": f"p{number:02}", "image": f"p{number:02}.png", "prompt": prompt, "answer": answer}
+        lines.append(json.dumps(line))
+    (folder / "all.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
 def write_wav(path: Path, samples: Any, *, rate: int = SOUND_RATE) -> Path:
     """A WAV file of 16 bits, of float64 [samples] or [samples, channels] from -1 to 1."""
     import wave

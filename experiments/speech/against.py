@@ -56,7 +56,7 @@ def compare(converted: Path, original: Path, sounds: Path) -> None:
     from transformers import GenerationMixin
 
     model = offramp.load_model(converted, device="cpu")
-    extractor, front = model.hf.extractor, list(model.bos_policy.front)
+    extractor, front = model.hf.maker, list(model.bos_policy.front)
     other = ctranslate2.models.Whisper(str(original), compute_type="float32", intra_threads=1)
     equal: dict[str, int] = defaultdict(int)
     spent: dict[str, float] = defaultdict(float)

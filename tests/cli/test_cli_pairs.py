@@ -68,13 +68,13 @@ def bench(bart: Path, workload: str) -> Outcome:
         (("generate", "BART", "--prompt", SOURCE), "bart is an encoder-decoder: it reads a source"),
         (("generate", "BART", "--source", " "), "the source is empty"),
         (("generate", "BART", "--source", "a", "--prompt", "b"), "begin with no prompt"),
-        (("generate", "TEXT", "--source", SOURCE), "it is no encoder-decoder"),
+        (("generate", "TEXT", "--source", SOURCE), "it is not an encoder-decoder"),
         (("trace", "BART", "-w", "WORDS", "-o", "TRACE"), "reads a source beside each text"),
-        (("trace", "TEXT", "-w", "PAIRS", "-o", "TRACE"), "it is no encoder-decoder"),
+        (("trace", "TEXT", "-w", "PAIRS", "-o", "TRACE"), "it is not an encoder-decoder"),
         (("trace", "BART", "-w", "PAIRS,x", "-o", "TRACE"), "has no field 'de,x'"),
-        (("bench", "TEXT", "--policy", "never", "--workload", "PAIRS"), "it is no encoder-decoder"),
+        (("bench", "TEXT", "--policy", "never", "--workload", "PAIRS"), "it is not an encoder-decoder"),
         (("run", "BART", "-w", "WORDS", "-o", "TRACE"), "reads a source beside each text"),
-        (("heads", "fit", "TEXT", "-w", "PAIRS", "-o", "TRACE"), "it is no encoder-decoder"),
+        (("heads", "fit", "TEXT", "-w", "PAIRS", "-o", "TRACE"), "it is not an encoder-decoder"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_a_weight_is_loaded(

@@ -33,7 +33,8 @@ def assert_reruns_are_forced_decoding(
         forced = [*trace.token[rows].tolist(), int(trace.next_token[rows[-1]])]
         given = given_of(documents[record.id])
         assert given is not None
-        read: Any = {"audio" if given.kind == "audio" else "source": given.text}
+        read: Any = {{"text": "source"}.get(given.kind, given.kind): given.text}
+        read |= {"prompt": given.prompt} if given.kind == "image" else {}
         answer: Any = offramp.generate(model, **read, policy=policy, kv=kv, force_tokens=forced)
         assert answer.exits[0] == model.layers
         np.testing.assert_array_equal(answer.exits[1:], rerun.exits[rows])

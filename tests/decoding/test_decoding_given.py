@@ -157,9 +157,9 @@ def test_what_cannot_be_is_said(model: Model, trace: Trace, pairs: Workload, tin
     with pytest.raises(InputError, match="the source is empty"):
         offramp.generate(model, source=" ")
     text = offramp.load_model(tiny_model)
-    with pytest.raises(InputError, match="it is no encoder-decoder"):
+    with pytest.raises(InputError, match="it is not an encoder-decoder"):
         offramp.generate(text, source="the cat")
-    with pytest.raises(InputError, match="it is no encoder-decoder"):
+    with pytest.raises(InputError, match="it is not an encoder-decoder"):
         offramp.trace(text, pairs)
     other = offramp.workload_of(["a text"])
     with pytest.raises(InputError, match="are not those that were traced"):

@@ -100,8 +100,12 @@ def section(check: Callable[..., list[Row]] = family_table.check_families) -> st
 
 def main() -> int:
     """Write that part of docs/families.md again."""
-    before, _, _ = family_table.DOCUMENT.read_text(encoding="utf-8").partition(HEADING)
-    family_table.DOCUMENT.write_text(before.rstrip("\n") + "\n\n" + section(), encoding="utf-8")
+    from pictured_table import HEADING as BEHIND
+
+    before, _, behind = family_table.DOCUMENT.read_text(encoding="utf-8").partition(HEADING)
+    rest = behind.partition(BEHIND)[2]
+    written = before.rstrip("\n") + "\n\n" + section() + (f"\n{BEHIND}{rest}" if rest else "")
+    family_table.DOCUMENT.write_text(written, encoding="utf-8")
     return 0
 
 

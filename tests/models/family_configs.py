@@ -6,8 +6,17 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
@@ -186,9 +195,31 @@ def small_config(config_class: Any, special: dict[str, Any] | None = None) -> An
 
 def build_family(name: str) -> Any:
     """A small random model of a family in float32, with norms and biases that are far from trivial."""
+    return _built(AutoModelForCausalLM, name)
+
+
+def image_text_names() -> list[str]:
+    """The model types for which it has one that is given images and text, and that is no encoder-decoder."""
+    names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    both = ("t5gemma2", "vision-encoder-decoder")  # by what they hold, whatever their config's default says
+    return sorted(
+        name
+        for name in names
+        if name in CONFIG_MAPPING
+        and name not in both
+        and getattr(CONFIG_MAPPING[name], "is_encoder_decoder", False) is not True
+    )
+
+
+def build_image_text(name: str) -> Any:
+    """The same of an image-text family, with what sees."""
+    return _built(AutoModelForImageTextToText, name)
+
+
+def _built(auto_class: Any, name: str) -> Any:
     torch.manual_seed(0)
     config = small_config(CONFIG_MAPPING[name], SPECIAL.get(name))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto_class.from_config(config, dtype=torch.float32)
     model = model.float().eval().requires_grad_(False)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -63,11 +63,16 @@ def check_family(family: str) -> Row:
     """Build a small random model, find its stack and compare every exit with the independent readout."""
     from family_configs import build_family
 
+    return checked(family, lambda: build_family(family))
+
+
+def checked(family: str, make: Callable[[], Any]) -> Row:
+    """The same of a model that is made so."""
     from offramp.models.discovery import probe_ids
     from offramp.models.measuring import measure_shape
 
     def build() -> Any:
-        model = build_family(family)
+        model = make()
         model(input_ids=probe_ids(model), use_cache=False)
         return model
 
@@ -246,11 +251,18 @@ def _by_reason(decoding: Decoding) -> dict[str, list[str]]:
 
 def main() -> int:
     """Write or check docs/families.md."""
+    import conditioned_table
+    import pictured_table
     import transformers
-    from conditioned_table import section
     from family_configs import family_names
 
-    text = render(check_families(family_names()), transformers.__version__) + "\n" + section()
+    text = "\n".join(
+        [
+            render(check_families(family_names()), transformers.__version__),
+            conditioned_table.section(),
+            pictured_table.section(),
+        ]
+    )
     if "--check" in sys.argv[1:]:
         return int(DOCUMENT.read_text(encoding="utf-8") != text)
     DOCUMENT.parent.mkdir(exist_ok=True)

@@ -144,7 +144,10 @@ def test_a_text_model_is_given_nothing(tiny_model: Path) -> None:
     model = offramp.load_model(tiny_model)
     with model.given([Document("a", "text"), [1, 2], None]):
         pass
-    with pytest.raises(InputError, match="reads none: it is no encoder-decoder"), model.given([Given("x")]):
+    with (
+        pytest.raises(InputError, match="reads none: it is not an encoder-decoder"),
+        model.given([Given("x")]),
+    ):
         pass
     assert "encoder" not in to_json(model.shape)
     assert "cross" not in to_json(model.shape.layers[0])

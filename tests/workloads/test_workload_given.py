@@ -41,7 +41,7 @@ def test_token_ids_reach_the_model_exactly(rows: list[list[int]]) -> None:
     def never(text: Any) -> list[int]:
         raise AssertionError("token ids are not encoded")
 
-    encoded = EncodedDocuments(workload.documents, never, prepended=1, most=4)
+    encoded = EncodedDocuments(workload.documents, never, front=lambda given: (1,), most=4)
     assert [list(one.ids) for one in encoded] == rows
     assert all(one.prepended == 0 for one in encoded)
     assert offramp.workload_of([np.array(row) for row in rows]).fingerprint == workload.fingerprint

@@ -211,7 +211,7 @@ def test_documents_are_encoded_once_and_only_when_needed() -> None:
         return [-1, *range(50)]
 
     documents = [Document(f"d{index}", f"text {index}") for index in range(9)]
-    lazy = EncodedDocuments(documents, encode, prepended=1)
+    lazy = EncodedDocuments(documents, encode, front=lambda given: BOS[:1])
     selection = select_contexts(lazy, tokens=64, context=512)
     assert [item.id for item in selection.documents] == ["d0", "d1"]
     assert encoded == ["text 0", "text 1"]

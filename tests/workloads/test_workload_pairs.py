@@ -44,7 +44,7 @@ def test_the_fingerprint_is_of_what_is_read_too_and_of_texts_as_before() -> None
 
 def test_contexts_and_prompts_carry_what_is_given() -> None:
     documents = [Document(name, "abcd", given=Given(f"source of {name}")) for name in "xy"]
-    encoded = EncodedDocuments(documents, encode, prepended=1)
+    encoded = EncodedDocuments(documents, encode, front=lambda given: (0,))
     selection = select_contexts(encoded, tokens=6, context=3)
     assert [given_of(context) for context in selection.contexts] == [
         documents[context.document].given for context in selection.contexts

@@ -54,6 +54,8 @@ class Completion(Leaving, ReadThrough, Request):
     """What an encoder-decoder reads, in the place of a prompt; several are decoded together."""
     sounds: Annotated[tuple[Path, ...], flags("--audio")] = ()
     """A WAV file that a speech model hears, in the place of a prompt; several are decoded together."""
+    images: Annotated[tuple[Path, ...], flags("--image")] = ()
+    """A picture that an image-text model sees; --prompt asks about it, or about all of several."""
     policy: Annotated[str, flags("--policy", "-p")] = FULL_MODEL
     kv: Annotated[StrategyName | None, exiting] = None
     heads: Annotated[Path | None, exiting] = None
@@ -106,33 +108,44 @@ class Completion(Leaving, ReadThrough, Request):
     @property
     def asked_for(self) -> int:
         """How many answers."""
-        return len((*self.prompts, *self.prompt_files, *self.sources, *self.sounds))
+        return len(self.images or (*self.prompts, *self.prompt_files, *self.sources, *self.sounds))
 
     @cached_property
     def texts(self) -> list[str]:
         """The prompts, the sources, or the paths of the sounds. Raises InputError."""
         if not self.sources and not self.sounds:
-            return read_prompts(self.prompts, self.prompt_files)
+            prompts = read_prompts(self.prompts, self.prompt_files)
+            if self.images and len(prompts) not in (1, len(self.images)):
+                what = f"{len(prompts)} prompts are given for {len(self.images)} pictures"
+                raise InputError(what, where="--image", fix="give one --prompt for all, or one for each")
+            return prompts * len(self.images) if self.images and len(prompts) == 1 else prompts
+        if self.images:
+            where = "--image"
+            raise InputError("a text, a sound or a picture is given", where=where, fix="give one of these")
         if self.prompts or self.prompt_files or (self.sources and self.sounds):
             raise InputError(
                 "a source is read by an encoder-decoder, whose answers begin with no prompt",
                 where="--audio" if self.sounds else "--source",
                 fix="give --source TEXT or --audio FILE alone, or --prompt TEXT to a causal language model",
             )
-        return [given.text for given in self.given_sources]
+        return [*self.sources, *map(str, self.sounds)]
 
     @cached_property
     def given_sources(self) -> tuple[Given, ...]:
-        """What an encoder-decoder is to read. Raises InputError."""
+        """What a model is to read beside token ids. Raises InputError."""
+        from offramp.kit.picture import given_picture
         from offramp.kit.sound import given_sound
 
+        if self.images:
+            return tuple(map(given_picture, self.images, self.texts))
         return (*map(Given, self.sources), *map(given_sound, self.sounds))
 
     def find(self, model: str) -> ModelRequest:
         """The files, refused where they read no source and there is one, or the other way round."""
         found = super().find(model)
         given = self.given_sources
-        where = "--audio" if self.sounds else "--source" if self.sources else "--prompt"
+        options = {"--image": self.images, "--audio": self.sounds, "--source": self.sources}
+        where = next((option for option, values in options.items() if values), "--prompt")
         found.require_sources(given[0].kind if given else None, where, given)
         return found
 

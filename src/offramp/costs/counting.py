@@ -83,23 +83,38 @@ def layer_bytes(shape: ModelShape, position: float, batch: int = 1) -> LayerCost
 
 
 def encoded_positions(shape: ModelShape) -> float:
-    """Positions of an encoder's output that every token attends to, 0 without an encoder."""
-    return 0.0 if shape.encoder is None else shape.encoder.positions
+    """Positions of an encoder's output that every token attends to, 0 without an encoder, or where features
+    of pictures stand among the decoder's own positions."""
+    encoder = shape.encoder
+    return 0.0 if encoder is None or encoder.picture_flops is not None else encoder.positions
 
 
 def request_flops(shape: ModelShape) -> float:
     """FLOPs of what is done once a request, before its first token: the encoder (for each position 2 x its
-    parameters + 4 x attention width x positions), and K and V of its output for every decoder layer.
+    parameters + 4 x attention width x positions), and K and V of its output for every decoder layer. Of an
+    image-text model the picture's, and the layers on all positions of the prompt but the last, which is a
+    step of decoding.
     """
     if shape.encoder is None:
         return 0.0
+    if shape.encoder.picture_flops is not None:
+        before = max(0.0, shape.encoder.positions - 1.0)
+        return shape.encoder.picture_flops + before * float(
+            layer_flops(shape, max(0.0, before - 1) / 2).sum()
+        )
     cross = sum(layer.cross.key_value_parameters for layer in shape.layers if layer.cross)
     scores = 4.0 * shape.encoder.attention_width * shape.encoder.positions
     return shape.encoder.positions * (2.0 * (shape.encoder.parameters + cross) + scores)
 
 
 def request_bytes(shape: ModelShape) -> float:
-    """Bytes that the same moves: its weights read once, K and V written."""
+    """Bytes that the same moves: its weights read once, K and V written; with a prompt of its own those of
+    the layers, too."""
+    if shape.encoder is not None and shape.encoder.picture_flops is not None:
+        before = max(0.0, shape.encoder.positions - 1.0)
+        weights = sum(weights_read(layer, 1) * weight_bytes(shape, layer) for layer in shape.layers)
+        written = before * sum(layer.key_value_width for layer in shape.layers)
+        return weights + shape.element_bytes * (shape.encoder.parameters + written)
     crossing = [layer.cross for layer in shape.layers if layer.cross]
     written = encoded_positions(shape) * sum(cross.key_value_width for cross in crossing)
     read = sum(cross.key_value_parameters for cross in crossing)

@@ -52,7 +52,7 @@ def _start_of(model: Model, workload: Workload, document: Document, most: int) -
     if workload.mode == "generation":
         return encode_prompt(encode, document, workload.prompt_tokens)
     if document.given is not None:  # what stands in front of every answer
-        return encode_prompt(encode, document, len(model.bos_policy.front) or 1)
+        return encode_prompt(encode, document, len(model.front(document.given)) or 1)
     return encode_prompt(encode, document, most)
 
 

@@ -1,4 +1,4 @@
-"""What a model is given beside token ids: what an encoder reads, a text or a sound. No torch here."""
+"""What a model is given beside token ids: what is read, a text, a sound or a picture. No torch here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import Whole
 
-Kind = Literal["text", "audio"]
+Kind = Literal["text", "audio", "image"]
 
 
 @dataclass(frozen=True)
@@ -19,27 +19,30 @@ class Given:
     """One input of an encoder. Raises InputError for a source that says nothing."""
 
     text: str = ""
-    """What is read, where it is a text; of a sound the path of its file."""
+    """What is read, where it is a text; of a sound or a picture the path of its file."""
     tokens: tuple[Whole, ...] | None = None
     """The encoder's token ids, exactly these, where there is no text to encode."""
     kind: Kind = "text"
     samples: str = ""
-    """Of a sound, the fingerprint of what is heard (`offramp.kit.sound.Sound`)."""
+    """Of a sound or a picture, the fingerprint of what is heard or seen (`offramp.kit.sound.Sound`,
+    `offramp.kit.picture.read_picture`)."""
     seconds: float = 0.0
     """Of a sound, how long it lasts."""
+    prompt: str = ""
+    """What is asked of a picture."""
 
     def __post_init__(self) -> None:
         """Refuse what says nothing."""
         settle_fields(self, InputError)
         said = self.text.strip() if self.tokens is None else self.tokens
-        if not (self.samples if self.kind == "audio" else said):
+        if not (said if self.kind == "text" else self.samples):
             raise InputError("the source is empty", where="source", fix="give it some text")
 
     @property
     def content(self) -> list[Any]:
         """What is hashed of it."""
-        if self.kind == "audio":
-            return [self.kind, self.samples]
+        if self.kind != "text":
+            return [self.kind, self.samples, *([self.prompt] if self.kind == "image" else [])]
         return [self.kind, self.text, *([] if self.tokens is None else [list(self.tokens)])]
 
     @property

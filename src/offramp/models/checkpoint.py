@@ -204,18 +204,38 @@ SOURCES: dict[Kind | None, tuple[str, str]] = {
     None: ("none", ""),
     "text": ("a source", "pairs:FILE.jsonl#source,target, or generate with --source"),
     "audio": ("a sound", "audio:DIR or audio:FILE.jsonl, or generate with --audio"),
+    "image": ("a picture", "images:FILE.jsonl, or generate with --image"),
 }
 """By what an encoder reads: its name, and where it comes from."""
 
+READERS: dict[Kind, str] = {
+    "text": "an encoder-decoder",
+    "audio": "a speech model",
+    "image": "an image-text model",
+}
+"""Who reads it."""
+
+PICTURED_KEYS = ("image_token_id", "image_token_index")
+"""Entries of a config.json, beside a vision_config: the token that stands where a feature is to stand."""
+
 
 def source_read(config: Mapping[str, Any]) -> Kind | None:
-    """What the encoder reads that a config.json states; None for any but an encoder-decoder, and for one
-    whose decoder was stored alone."""
+    """What a model reads beside texts that a config.json states; None for any but an encoder-decoder and an
+    image-text model, and for one whose decoder was stored alone."""
     architectures = config.get("architectures") or []
     alone = any(str(name).endswith("ForCausalLM") for name in architectures)
-    if config.get("is_encoder_decoder") is not True or alone:
+    if alone:
         return None
+    if config.get("is_encoder_decoder") is not True:
+        sees = "vision_config" in config and any(key in config for key in PICTURED_KEYS)
+        return "image" if sees else None
     return "audio" if config.get("model_type") == "whisper" else "text"
+
+
+def fits_source(reads: Kind | None, given: Kind | None) -> bool:
+    """Whether a document with this beside its text, or nothing, is one for a model that reads that: an
+    image-text model takes texts alone, too."""
+    return given == reads or (reads == "image" and given is None)
 
 
 def unfit_source(name: str, *, reads: Kind | None, given: Kind | None, where: str) -> InputError:
@@ -223,11 +243,12 @@ def unfit_source(name: str, *, reads: Kind | None, given: Kind | None, where: st
     here = SOURCES[given][0]
     if reads:
         read, grammar = SOURCES[reads]
-        what = f"{name} is an encoder-decoder: it reads {read} beside each text, and here is {here}"
+        what = f"{name} is {READERS[reads]}: it reads {read} beside each text, and here is {here}"
         fix = f"name a workload with such, {grammar}"
     else:
-        what = f"there is {here} beside the text, and {name} reads none: it is no encoder-decoder"
-        fix = "name a workload of texts, such as jsonl:FILE.jsonl#field, or an encoder-decoder"
+        reader = READERS[given or "text"]
+        what = f"there is {here} beside the text, and {name} reads none: it is not {reader}"
+        fix = f"name a workload of texts, such as jsonl:FILE.jsonl#field, or {reader}"
     return InputError(what, where=where, fix=fix)
 
 

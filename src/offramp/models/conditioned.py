@@ -1,4 +1,4 @@
-"""An encoder-decoder as a causal language model of its decoder, within which an encoder's output is held."""
+"""A model beside which what it read is held; an encoder-decoder as a causal model of its decoder."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Condition:
 
     def of_rows(self, rows: Sequence[int]) -> Condition:
         """That of some rows of the batch, in this order; they stay filled up as they were in it."""
-        if len(self.encodings) == 1:
+        if len(self.encodings) <= 1:
             return self
         longest = max(self.longest, *(encoding.positions for encoding in self.encodings))
         return Condition(tuple(self.encodings[row] for row in rows), longest)
@@ -78,15 +78,23 @@ class Condition:
         are filled up on their right; None where all are of one length. Made once.
         """
         if rows not in self._batches:
-            encodings = self.encodings * rows if len(self.encodings) == 1 else self.encodings
-            if len(encodings) != rows:
-                raise ModelError(
-                    f"{rows} rows are decoded where {len(encodings)} sources are given",
-                    where="model.given(documents)",
-                    fix="give one document to each row of the batch, in its order",
-                )
-            self._batches[rows] = _together(encodings, self.longest)
+            self._batches[rows] = _together(self.for_rows(rows), self.longest)
         return self._batches[rows]
+
+    def for_rows(self, rows: int) -> tuple[Encoding, ...]:
+        """An encoding for each of so many rows. Raises ModelError where there are others than these."""
+        encodings = self.encodings * rows if len(self.encodings) == 1 else self.encodings
+        if len(encodings) != rows:
+            raise ModelError(
+                f"{rows} rows are decoded where {len(encodings)} sources are given",
+                where="model.given(documents)",
+                fix="give one document to each row of the batch, in its order",
+            )
+        return encodings
+
+
+NOTHING = Condition(())
+"""Texts alone, for a model that reads pictures beside some."""
 
 
 def _together(encodings: Sequence[Encoding], longest: int) -> tuple[Any, Tensor | None]:
@@ -179,28 +187,22 @@ def _forced(config: Any) -> list[int]:
     return [int(token) for token in asked if token is not None]
 
 
-class Conditioned(nn.Module):
-    """The decoder of an encoder-decoder, called as a causal language model is, given a condition.
+class Reader(nn.Module):
+    """A transformers model, called as a causal language model is, beside which something read is held.
 
-    The encoder runs in `encoding` and nowhere else. Tokens that the generation config suppresses have no
-    probability, at any exit. All else that is asked of it is the model's own.
-    probe: the encoder's inputs for the source on which the model itself is measured, by default of random
-    token ids, or random features of a sound. extractor: transformers' own that makes features of sounds.
+    What is read is encoded in `encoding` and nowhere else. All else that is asked of it is the model's own.
+    maker: transformers' own that makes the encoder's inputs of a sound (a feature extractor) or of a picture
+    and what is asked of it (a processor), None without one.
     """
 
-    def __init__(self, hf: Any, probe: Mapping[str, Tensor] | None = None, extractor: Any = None) -> None:
+    def __init__(self, hf: Any, reads: Kind, maker: Any = None) -> None:
         super().__init__()
-        self.inner = _suppressing(hf)
-        self.extractor = extractor
-        self.reads: Kind = source_read(hf.config.to_dict()) or "text"
+        self.inner = hf
+        self.reads = reads
+        self.maker = maker
         self.training = hf.training
-        self._not_first = getattr(getattr(hf, "generation_config", None), "begin_suppress_tokens", None)
-        self.config = _causal_config(hf.config)
         self.encodings: OrderedDict[Any, Encoding] = OrderedDict()  # made lately, by name; one for all copies
         self._weights: list[Any] = []  # that they were made with
-        self._probe = probe
-        self._writes: bool | None = None  # to the encoding; not known before its first forward
-        self._takes = frozenset(inspect.signature(hf.forward).parameters)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -218,6 +220,69 @@ class Conditioned(nn.Module):
     @generation_config.setter
     def generation_config(self, config: Any) -> None:
         self.inner.generation_config = config
+
+    def encoder_modules(self) -> Sequence[nn.Module]:
+        """Those that read."""
+        raise NotImplementedError
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Encoding:
+        """What they make of one input, on the model's device and in its dtype."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encoding(self, key: Any, inputs: Callable[[], Mapping[str, Tensor]]) -> Encoding:
+        """What the encoder makes of some inputs, or has made of them lately. key: tells inputs apart."""
+        kept = self.encodings
+        weights = [
+            (weight.data_ptr(), None if weight.is_inference() else weight._version)
+            for module in self.encoder_modules()
+            for weight in module.parameters()
+        ]
+        if weights != self._weights:
+            kept.clear()
+            self._weights[:] = weights
+        if key not in kept:
+            given = {name: value.to(self.inner.device) for name, value in inputs().items()}
+            floating = {name: value for name, value in given.items() if value.is_floating_point()}
+            kept[key] = self.encode(
+                given | {name: value.to(self.inner.dtype) for name, value in floating.items()}
+            )
+        kept.move_to_end(key)
+        while len(kept) > 1 and sum(encoding.size for encoding in kept.values()) > ENCODINGS_BYTES:
+            kept.popitem(last=False)
+        return kept[key]
+
+    @contextmanager
+    def under(self, condition: Condition) -> Iterator[None]:
+        """Within it, the model runs under a condition."""
+        before = _CONDITION.set((self.encodings, condition))
+        try:
+            yield
+        finally:
+            _CONDITION.reset(before)
+
+    @property
+    def held(self) -> Condition | None:
+        """The condition that holds now, if any does."""
+        held = _CONDITION.get()
+        return None if held is None or held[0] is not self.encodings else held[1]
+
+
+class Conditioned(Reader):
+    """The decoder of an encoder-decoder. Tokens that the generation config suppresses have no probability,
+    at any exit.
+
+    probe: the encoder's inputs for the source on which the model itself is measured, by default of random
+    token ids, or random features of a sound.
+    """
+
+    def __init__(self, hf: Any, probe: Mapping[str, Tensor] | None = None, extractor: Any = None) -> None:
+        super().__init__(_suppressing(hf), source_read(hf.config.to_dict()) or "text", extractor)
+        self._not_first = getattr(getattr(hf, "generation_config", None), "begin_suppress_tokens", None)
+        self.config = _causal_config(hf.config)
+        self._probe = probe
+        self._writes: bool | None = None  # to the encoding; not known before its first forward
+        self._takes = frozenset(inspect.signature(hf.forward).parameters)
 
     @property
     def front(self) -> tuple[int, ...]:
@@ -240,47 +305,26 @@ class Conditioned(nn.Module):
         found = [getattr(part, key, None) for key in SOURCE_WINDOW_KEYS for part in whole]
         return next((size for size in found if isinstance(size, int) and size > 0), None)
 
-    @torch.no_grad()
-    def encoding(self, key: Any, inputs: Callable[[], Mapping[str, Tensor]]) -> Encoding:
-        """What the encoder makes of some inputs, or has made of them lately. key: tells inputs apart."""
-        kept, encoder = self.encodings, self.inner.get_encoder()
-        weights = [
-            (one.data_ptr(), None if one.is_inference() else one._version) for one in encoder.parameters()
-        ]
-        if weights != self._weights:
-            kept.clear()
-            self._weights[:] = weights
-        if key not in kept:
-            given = {name: value.to(self.inner.device) for name, value in inputs().items()}
-            if self.reads == "audio":
-                given = {name: value.to(self.inner.dtype) for name, value in given.items()}
-            kept[key] = Encoding(encoder(**given, return_dict=True))
-        kept.move_to_end(key)
-        while len(kept) > 1 and sum(encoding.size for encoding in kept.values()) > ENCODINGS_BYTES:
-            kept.popitem(last=False)
-        return kept[key]
+    def encoder_modules(self) -> Sequence[nn.Module]:
+        """The encoder."""
+        return (self.inner.get_encoder(),)
 
-    @contextmanager
-    def under(self, condition: Condition) -> Iterator[None]:
-        """Within it, the model runs under a condition."""
-        before = _CONDITION.set((self.encodings, condition))
-        try:
-            yield
-        finally:
-            _CONDITION.reset(before)
+    def encode(self, inputs: Mapping[str, Tensor]) -> Encoding:
+        """What the encoder makes of one input."""
+        return Encoding(self.inner.get_encoder()(**inputs, return_dict=True))
 
     @property
     def condition(self) -> Condition:
         """The one that holds now. Raises ModelError where there is none."""
-        held = _CONDITION.get()
-        if held is None or held[0] is not self.encodings:
+        held = self.held
+        if held is None:
             raise ModelError(
                 f"a {type(self.inner).__name__} decodes what its encoder read, and nothing was given to read",
                 where=type(self.inner).__name__,
                 fix="name a workload with sources, pairs:FILE.jsonl#source,target or audio:DIR; in Python "
                 "run it within model.given(documents)",
             )
-        return held[1]
+        return held
 
     def probing(self, rows: int = 1) -> Condition:
         """The condition under which the model itself is measured: sources of no meaning, each shorter than
@@ -356,22 +400,17 @@ class Conditioned(nn.Module):
         return GenerationMixin.generate(self.inner, encoder_outputs=output, **start, **options)
 
 
-def as_causal(hf: Any, extractor: Any = None) -> Any:
-    """A transformers model as offramp drives it: an encoder-decoder by its decoder, any other as it is."""
-    both = getattr(hf.config, "is_encoder_decoder", False) and not isinstance(hf, Conditioned)
-    if both and "encoder_outputs" in inspect.signature(hf.forward).parameters:
-        return Conditioned(hf, extractor=extractor)
-    return hf
-
-
 def own_model(hf: Any) -> Any:
-    """The other way round: transformers' own model."""
-    return hf.inner if isinstance(hf, Conditioned) else hf
+    """The transformers model itself, of one that offramp drives as another."""
+    return hf.inner if isinstance(hf, Reader) else hf
 
 
 def condition_of(hf: Any) -> Condition | None:
-    """What a model runs under now, None for one without an encoder. Raises ModelError where it is missing."""
-    return hf.condition if isinstance(hf, Conditioned) else None
+    """What a model runs under now, None for one that nothing is given. Raises ModelError where an
+    encoder-decoder is given nothing."""
+    if isinstance(hf, Conditioned):
+        return hf.condition
+    return hf.held if isinstance(hf, Reader) else None
 
 
 def under(hf: Any, condition: Condition | None) -> Any:
@@ -382,4 +421,6 @@ def under(hf: Any, condition: Condition | None) -> Any:
 def probing(hf: Any, rows: int = 1) -> Any:
     """A context in which a model itself is measured, on a source of no meaning where it needs one. rows: of
     the batch, if each has a source of its own."""
-    return hf.under(hf.probing(rows)) if isinstance(hf, Conditioned) else nullcontext()
+    if isinstance(hf, Conditioned):
+        return hf.under(hf.probing(rows))
+    return hf.under(NOTHING) if isinstance(hf, Reader) else nullcontext()

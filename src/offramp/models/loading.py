@@ -21,10 +21,11 @@ from offramp.models.checkpoint import (
     refuse_strangers,
     source_read,
 )
-from offramp.models.conditioned import FRAMES_PER_POSITION, Conditioned, as_causal, own_model
+from offramp.models.conditioned import FRAMES_PER_POSITION, Conditioned, own_model
 from offramp.models.devices import CPU
 from offramp.models.identity import ModelIdentity
 from offramp.models.model import BosPolicy, Model, NoTokenizer, find_bos_policy, find_eos_token_ids
+from offramp.models.pictured import as_causal
 from offramp.models.process import quiet_transformers
 from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
@@ -82,9 +83,9 @@ def load_source(
     """
     with quiet_transformers():
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        extractor = load_extractor(source)
+        maker = load_maker(source)
         hf, unexpected = _load_weights(source, dtype, trust_remote_code, placement or Placement())
-    hf = as_causal(hf.eval(), extractor)
+    hf = as_causal(hf.eval(), maker)
     model = build_model(hf, tokenizer, name=source.name, identity=source.identity, dtype=dtype, source=source)
     if placement is not None and placement.attn_implementation is not None:
         model = replace(model, attention=placement.attn_implementation)
@@ -261,10 +262,32 @@ def check_extractor(extractor: Any, config: Any, folder: Path) -> None:
         raise ModelError(what, where=str(folder), fix=OWN_EXTRACTOR)
 
 
-def load_extractor(source: ModelFiles) -> Any:
-    """What makes features of sounds for a speech model, None for any other. Raises ModelError if unfit."""
-    if source_read(read_config(source.folder)) != "audio":
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def load_maker(source: ModelFiles) -> Any:
+    """What makes the encoder's inputs: of a speech model its feature extractor, of an image-text model its
+    processor if it has one; None for any other. Raises ModelError if unfit, or if it cannot be read.
+    """
+    reads = source_read(read_config(source.folder))
+    if reads == "audio":
+        return _load_extractor(source)
+    if reads != "image" or not any((source.folder / name).is_file() for name in PROCESSOR_FILES):
         return None
+    from transformers import AutoProcessor
+
+    try:
+        auto: Any = AutoProcessor
+        return auto.from_pretrained(source.folder, local_files_only=True)
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            f"transformers cannot read the processor: {_brief(error)}",
+            where=str(source.folder),
+            fix="put the files of its processor there (what reads pictures: pip install 'offramp[images]')",
+        ) from error
+
+
+def _load_extractor(source: ModelFiles) -> Any:
     from transformers import AutoConfig, AutoFeatureExtractor
 
     try:
@@ -356,11 +379,17 @@ def _load_weights(
 
 
 def auto_class_of(source: ModelFiles) -> Any:
-    """The class of transformers that loads a source: of an encoder-decoder with its encoder."""
+    """The class of transformers that loads a source: of an encoder-decoder with its encoder, of an image-text
+    model with what sees."""
     import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    names = {None: "CausalLM", "text": "Seq2SeqLM", "audio": "SpeechSeq2Seq"}
-    return getattr(transformers, f"AutoModelFor{names[source_read(read_config(source.folder))]}")
+    config = read_config(source.folder)
+    reads = source_read(config)
+    if reads == "image" and config.get("model_type") not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        reads = None
+    names = {None: "CausalLM", "text": "Seq2SeqLM", "audio": "SpeechSeq2Seq", "image": "ImageTextToText"}
+    return getattr(transformers, f"AutoModelFor{names[reads]}")
 
 
 def _other_shape(source: ModelFiles, trust_remote_code: bool) -> str | None:

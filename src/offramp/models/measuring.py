@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.models.calls import UNFIT_ERRORS, continued, cross_tensors, held_tensors, hooked, sliding_window
-from offramp.models.conditioned import Conditioned, condition_of, probing
+from offramp.models.conditioned import PROBE, Conditioned, probing
 from offramp.models.discovery import probe_ids
+from offramp.models.pictured import Pictured, probe_picture
 from offramp.models.shape import CrossShape, EncoderShape, LayerShape, ModelShape
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import mean_element_bytes
@@ -144,7 +145,11 @@ def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:
         tail_parameters=count_parameters(stack.tail),
         head_parameters=0 if head is None else count_parameters([head]),
         element_bytes=next(hf.parameters()).element_size(),
-        encoder=_encoder_shape(hf) if isinstance(hf, Conditioned) else None,
+        encoder=_encoder_shape(hf)
+        if isinstance(hf, Conditioned)
+        else _picture_shape(hf)
+        if isinstance(hf, Pictured)
+        else None,
     )
 
 
@@ -162,6 +167,21 @@ def _encoder_shape(hf: Conditioned) -> EncoderShape:
     multiplied = sum(size for weight, size in weights.items() if weight not in looked_up)
     # Scores and values: 4 x width FLOPs for each pair of positions.
     return EncoderShape(multiplied, float(positions), round(scored / (4 * positions**2)))
+
+
+def _picture_shape(hf: Pictured) -> EncoderShape | None:
+    """What sees, by one run on a picture of no meaning; None for a model that is given no pictures."""
+    if hf.maker is None or hf.unfit is not None:
+        return None
+    asked = hf.asked(probe_picture(), "")
+    hf.encodings.clear()  # so that the probe is encoded here
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        hf.encoding(PROBE, lambda: asked)
+    return EncoderShape(
+        parameters=count_parameters(hf.encoder_modules()),
+        positions=float(asked["input_ids"].shape[1]),
+        picture_flops=float(counter.get_total_flops()),
+    )
 
 
 def _hidden_size(config: Any, head: nn.Module | None) -> int:
@@ -360,8 +380,8 @@ def _run_with_cache(hf: Any, stack: ExitStack) -> list[CachedLayer]:
     A family that cannot keep a cache at all gives what a forward without one shows.
     """
     for gradients, use_cache in ((True, True), (False, True), (False, False)):
-        condition = condition_of(hf)
-        attention = _AttentionCalls(None if condition is None else condition.encodings[0].positions)
+        read = hf.condition.encodings[0].positions if isinstance(hf, Conditioned) else None
+        attention = _AttentionCalls(read)
         recorder = _CacheRecorder(attention)
         try:
             with (

@@ -23,10 +23,11 @@ from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import checked
 from offramp.kit.given import Given, Kind, given_of
 from offramp.kit.numbers import Whole
-from offramp.kit.sound import require_within, sound_of
-from offramp.models.checkpoint import unfit_source
-from offramp.models.conditioned import Condition, Conditioned, Encoding, own_model, under
+from offramp.models.checkpoint import fits_source, unfit_source
+from offramp.models.conditioned import Condition, Conditioned, Encoding, Reader, own_model, under
 from offramp.models.identity import ATTENTION, ModelIdentity, shown_name
+from offramp.models.pictured import Pictured, picture_condition
+from offramp.models.reading import encoding_of
 from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
@@ -288,7 +289,8 @@ class Model:
     """As given to `load_model` (the last part of a path)."""
     hf: Any
     """The transformers model, in eval mode and without gradients unless it was given as an object; of an
-    encoder-decoder its decoder (`offramp.models.conditioned.Conditioned`)."""
+    encoder-decoder its decoder, of an image-text model one that holds what it is given
+    (`offramp.models.conditioned.Reader`)."""
     tokenizer: Any
     stack: ExitStack
     shape: ModelShape
@@ -357,78 +359,65 @@ class Model:
     @property
     def reads_sources(self) -> bool:
         """Whether it is an encoder-decoder, which is given a source beside the token ids of its answer."""
-        return self.reads is not None
+        return isinstance(self.hf, Conditioned)
 
     @property
     def reads(self) -> Kind | None:
-        """What an encoder-decoder is given, text or sound; None for any other model."""
-        return self.hf.reads if isinstance(self.hf, Conditioned) else None
+        """What an encoder-decoder is given, text or sound; pictures, which an image-text model may be given;
+        None for any other model."""
+        return self.hf.reads if isinstance(self.hf, Reader) else None
+
+    def front(self, given: Given | None = None) -> tuple[int, ...]:
+        """The tokens in front of every text; of an answer about a picture, what was asked of it."""
+        if isinstance(self.hf, Pictured) and given is not None:
+            return self.hf.prompt(given)
+        return self.bos_policy.front
 
     @contextmanager
     def given(self, documents: Iterable[object]) -> Iterator[None]:
-        """Within it an encoder-decoder is a causal language model of its decoder, given what they carry.
+        """Within it an encoder-decoder is a causal language model of its decoder, given what they carry; an
+        image-text model takes prompts with their pictures.
 
         documents: whatever carries something given (`offramp.kit.given.given_of`): documents, contexts,
         sequences or prompts, one for each row of a batch in its order, or one for all rows. Inputs are
         encoded here, each once as long as its encoding is kept. Any other model stays as it is.
 
-        Raises InputError for a document without a source, for one with a source where the model reads none,
-        and for a source without tokens or longer than the encoder's window.
+        Raises InputError for a document without a source where the model needs one, for one with what the
+        model does not read, and as `encoding_of`.
         """
-        inputs = []
+        inputs: list[Given | None] = []
         for document in documents:
             given = given_of(document)
             kind = None if given is None else given.kind
-            if kind != self.reads:
+            if not fits_source(self.reads, kind):
                 where = str(getattr(document, "id", "model.given(documents)"))
                 raise unfit_source(self.shown_name, reads=self.reads, given=kind, where=where)
-            if given is not None:
-                inputs.append(given)
-        condition = Condition(tuple(map(self._encoding, inputs))) if inputs else None
+            inputs.append(given)
+        if isinstance(self.hf, Pictured):
+            seen = [None if given is None else self._encoding(given) for given in inputs]
+            condition = picture_condition(seen, "model.given(documents)")
+        else:
+            encodings = tuple(self._encoding(given) for given in inputs if given is not None)
+            condition = Condition(encodings) if encodings else None
         with under(self.hf, condition):
             yield
 
     def shape_given(self, documents: Iterable[object]) -> ModelShape:
-        """The shape beside an encoder that read what these carry, each input once: its mean positions."""
+        """The shape beside an encoder that read what these carry, each input once: its mean positions, or
+        those of prompts with pictures. An image-text model that is given none has no encoder."""
         inputs = {given for given in map(given_of, documents) if given is not None}
         if self.shape.encoder is None or not inputs:
-            return self.shape
-        positions = math.fsum(self._encoding(given).positions for given in inputs) / len(inputs)
+            return replace(self.shape, encoder=None) if isinstance(self.hf, Pictured) else self.shape
+        lengths = (
+            len(self.front(given)) if isinstance(self.hf, Pictured) else self._encoding(given).positions
+            for given in inputs
+        )
+        positions = math.fsum(lengths) / len(inputs)
         return replace(self.shape, encoder=replace(self.shape.encoder, positions=positions))
 
-    def _heard(self, given: Given) -> Encoding:
-        extractor = self.hf.extractor
-        if extractor is None:
-            what = "the model was wrapped without what makes features of sounds, so it hears none"
-            fix = "give offramp.wrap(model, processor), transformers' own AutoProcessor of its folder"
-            raise InputError(what, where=given.text, fix=fix)
-        require_within(given, extractor.chunk_length, self.shown_name)
-
-        def features() -> Mapping[str, torch.Tensor]:
-            rate = extractor.sampling_rate
-            made = extractor(sound_of(given).at(rate), sampling_rate=rate, return_tensors="pt")
-            return {"input_features": made["input_features"]}
-
-        with evaluating(self.hf):
-            made: Encoding = self.hf.encoding(given.samples, features)
-        return made
-
     def _encoding(self, given: Given) -> Encoding:
-        if given.kind == "audio":
-            return self._heard(given)
-        ids = list(given.tokens or self.tokenizer(given.text, verbose=False)["input_ids"])
-        where, window = f"the source {given.text[:40]!r}", self.hf.source_window
-        if not 0 < len(ids) <= (window or len(ids)):
-            takes = "one or more" if window is None else f"1 to {window:,}"
-            raise InputError(
-                f"the source has {len(ids):,} tokens, and the encoder of {self.shown_name} takes {takes}",
-                where=where,
-                fix="shorten it, or split it into several documents" if ids else "give it some text",
-            )
         with evaluating(self.hf):
-            inputs = {"input_ids": torch.tensor([ids], device="cpu")}
-            made: Encoding = self.hf.encoding(tuple(ids), lambda: inputs)
-        return made
+            return encoding_of(self.hf, self.tokenizer, given, self.shown_name)
 
     @property
     def chat_template(self) -> str | None:
@@ -471,11 +460,14 @@ class Model:
             )
 
     @checked
-    def encode(self, text: str) -> list[int]:
-        """Token ids as `tokenizer(text)` gives them, with BOS as `bos_policy` says.
+    def encode(self, text: str, given: Given | None = None) -> list[int]:
+        """Token ids as `tokenizer(text)` gives them, with BOS as `bos_policy` says; of an answer about a
+        picture with what was asked of it in front.
 
         Raises ModelError if the text holds a token that the model has no embedding for.
         """
+        if isinstance(self.hf, Pictured) and given is not None:
+            return self._with_rows([*self.front(given), *self.hf.answer(given, text)])
         if self.reads == "audio":
             return self._with_rows(encode_speech(self.tokenizer, self.bos_policy, text))
         return self._with_rows(encode_text(self.tokenizer, self.bos_policy, text, target=self.reads_sources))

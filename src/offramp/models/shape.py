@@ -26,12 +26,18 @@ class CrossShape:
 class EncoderShape:
     """The encoder beside a decoder, which runs once a request."""
 
+    IF_ANY: ClassVar[tuple[str, ...]] = ("picture_flops",)
+
     parameters: int
     """Elements of its weights, embeddings left out."""
     positions: float
-    """That it gives the decoder to attend to: of a trace the mean over its documents, else of a probe."""
+    """That it gives the decoder to attend to, or of a prompt with its pictures: of a trace the mean over its
+    documents, else of a probe."""
     attention_width: int = 0
     """Query heads x head size over all its layers; each position attends to every other."""
+    picture_flops: float | None = None
+    """Of an image-text model, what it makes of a picture, whatever else is in the prompt, whose positions
+    then run through the decoder's own layers."""
 
 
 @dataclasses.dataclass(frozen=True)

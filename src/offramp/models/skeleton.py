@@ -55,7 +55,7 @@ def build_skeleton(source: ModelFiles, *, dtype: str, trust_remote_code: bool = 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     auto_class: Any = AutoModelForCausalLM
     know_family(source)
-    if source_read(read_config(source.folder)) is not None:
+    if source_read(read_config(source.folder)) not in (None, "image"):
         raise ModelError(
             "the layers of an encoder-decoder cannot be left on disk",
             where=str(source.folder),

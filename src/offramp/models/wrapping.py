@@ -21,12 +21,12 @@ from offramp.errors import InputError, ModelError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.calls import first_tensor
 from offramp.models.checkpoint import LAYER_COUNT_KEYS, LAYERS_PER_STORED, source_read
-from offramp.models.conditioned import as_causal
 from offramp.models.discovery import find_stack
 from offramp.models.identity import VOLATILE_CONFIG_KEYS, ModelIdentity
 from offramp.models.loading import check_extractor, describe_model, require_in_memory
 from offramp.models.measuring import measure_shape
 from offramp.models.model import Model, NoTokenizer, evaluating, find_eos_token_ids
+from offramp.models.pictured import as_causal
 from offramp.models.shape import DTYPES
 from offramp.models.source import BUNDLED
 from offramp.models.stack import ExitStack
@@ -39,7 +39,7 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     hf_model: a causal language model of transformers, however it came about: built by hand, fine-tuned a
     moment ago, with adapters (PEFT), quantised, compiled, wrapped for several processes, or spread over
     devices. The exits are found, and the readout is checked, on the object. tokenizer: None for a model that
-    is given token ids (see `offramp.workload_of`); of a speech model transformers' own processor. name: by
+    is given token ids (see `offramp.workload_of`); of a speech or an image-text model its processor. name: by
     which results call it; by default what it was loaded from, or its class, and a mark of its weights, so
     that a tuned copy is told from its base.
 
@@ -59,12 +59,13 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     _warn_of_foreign_code(hf, named)
     _require_sound_config(hf, named)
     check_finite(hf, named)
-    extractor = None
+    maker = None
     if isinstance(tokenizer, ProcessorMixin):
-        extractor, tokenizer = getattr(tokenizer, "feature_extractor", None), tokenizer.tokenizer
-    if extractor is not None and source_read(hf.config.to_dict()) == "audio":
-        check_extractor(extractor, hf.config, Path(named))
-    hf = as_causal(hf, extractor)
+        maker = getattr(tokenizer, "feature_extractor", None)
+        maker, tokenizer = tokenizer if maker is None else maker, tokenizer.tokenizer
+    if maker is not None and source_read(hf.config.to_dict()) == "audio":
+        check_extractor(maker, hf.config, Path(named))
+    hf = as_causal(hf, maker)
     with evaluating(hf):
         stack = find_stack(hf, name=named)
         shape = measure_shape(hf, stack)

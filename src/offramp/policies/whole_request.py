@@ -115,9 +115,13 @@ def request_notes(trace: Trace, speedup: float) -> tuple[str, ...]:
     request = request_of(trace, "flops")
     if request is None or trace.shape.encoder is None:
         return ()
+    encoder = trace.shape.encoder
+    read = f"{encoder.positions:,.1f} positions"
+    before = f"the encoder and K and V of the {read} that it reads"
+    if encoder.picture_flops is not None:
+        before = f"what sees and a prompt of {read}"
     return (
-        f"speeds are of decoding: before it, the encoder and K and V of the "
-        f"{trace.shape.encoder.positions:,.1f} positions that it reads cost as much as "
+        f"speeds are of decoding: before it, {before} cost as much as "
         f"{request.once / request.plain:,.1f} plain tokens (FLOPs), so that a request of "
         f"{request.tokens:,.1f} tokens is {request.speed(speedup):.3f} × as fast",
     )

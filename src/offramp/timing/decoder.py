@@ -383,9 +383,13 @@ def layers_of_draft(model: Model, ids: Tensor, exit: int) -> int:
     """
     count = LayerCount(model.stack)
     with own_config(model.hf, model.hf.generation_config), count.attached(), probing(model.hf):
-        _base(model.hf).config.num_hidden_layers = exit
+        setattr(_base(model.hf).config, LAYER_COUNT, exit)
         model.hf(input_ids=ids, use_cache=False)
     return sum(count.calls)
+
+
+LAYER_COUNT = "num_hidden_layers"
+"""What `generate()` sets of a config for its drafts."""
 
 
 def _base(hf: Any) -> Any:
@@ -403,13 +407,16 @@ def own_config(hf: Any, config: Any) -> Iterator[None]:
     """
     before = hf.generation_config
     base = _base(hf)
-    layers, grew = base.config.num_hidden_layers, hf.__dict__.get(GREW)
+    layers, grew = getattr(base.config, LAYER_COUNT, None), hf.__dict__.get(GREW)
     hf.generation_config = config
     try:
         yield
     finally:
         hf.generation_config = before
-        base.config.num_hidden_layers = layers
+        if layers is not None:
+            setattr(base.config, LAYER_COUNT, layers)
+        else:  # it may be set where a family states it elsewhere
+            base.config.__dict__.pop(LAYER_COUNT, None)
         hf.__dict__.pop(GREW, None)
         if grew is not None:
             hf.__dict__[GREW] = grew

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,10 @@ from offramp.errors import BusyMachineError, ModelError
 from offramp.kit.given import Given
 from offramp.kit.numbers import Seconds
 from offramp.kit.rules import Rising
-from offramp.models.conditioned import Conditioned, probing
+from offramp.models.conditioned import PROBE, Condition, Conditioned, probing
 from offramp.models.devices import CPU, synchronise
 from offramp.models.model import Model, in_evaluation
+from offramp.models.pictured import Pictured, probe_picture
 from offramp.scoring.estimate import Estimate
 from offramp.timing.decoder import DecodedBatch, LoopRunning, Stepping, generate_repeatedly
 from offramp.timing.defects import MachineLoad
@@ -69,6 +71,8 @@ LONG_BUDGET = 30.0
 # How far timed parts may add up to something else than whole steps without a clock inside them.
 ROUGH = 0.1
 ENCODER_TURNS = 5
+PROMPT_TEXT = "What does the picture show, and how many things are in it? " * 4
+"""Behind the probe's picture, for a prompt of another length."""
 PATIENCE = 30.0
 """Seconds that it waits in all for others to leave the machine alone."""
 LOOKING = 1.0
@@ -158,7 +162,7 @@ def _timed(
 
     load = MachineLoad()
     ready, long = used(), budget_seconds >= LONG_BUDGET
-    encoder = _time_encoder(model) if isinstance(model.hf, Conditioned) else None
+    encoder = _time_encoder(model) if isinstance(model.hf, Conditioned) else _time_prompts(model)
     with probing(model.hf):
         generate = [_time_generate(model, GENERATED if long else GENERATED // 2)]
         reserved = used() - ready if long else 0.0
@@ -219,6 +223,27 @@ def _time_encoder(model: Model) -> tuple[tuple[float, float], ...]:
                 times.append(time.perf_counter())
             once = times[1] - times[0] - (times[2] - times[1])
             found.setdefault(hf.condition.encodings[0].positions, []).append(max(once, 0.0))
+    return tuple((positions, float(np.median(seconds[1:]))) for positions, seconds in sorted(found.items()))
+
+
+def _time_prompts(model: Model) -> tuple[tuple[float, float], ...] | None:
+    """The same of what an image-text model makes of a picture and its prompt, by the prompt's positions; None
+    for a model that is given no pictures. At two lengths of text beside a picture of no meaning."""
+    if not isinstance(model.hf, Pictured) or model.shape.encoder is None:
+        return None
+    hf, keyword, found = model.hf, cache_keyword(model), dict[float, list[float]]()
+    for text in (1 + ENCODER_TURNS) * ("", PROMPT_TEXT):
+        asked = hf.asked(probe_picture(), text)
+        ids = asked["input_ids"].to(hf.device)
+        hf.encodings.clear()  # so that it is encoded here
+        times, cache = [time.perf_counter()], dict[str, Any]()
+        with hf.under(Condition((hf.encoding(PROBE, partial(dict, asked)),))):
+            for given in (ids, ids[:, -1:]):
+                cache = {keyword: hf(input_ids=given, use_cache=True, **cache)[keyword]}
+                synchronise(model.stack.device)
+                times.append(time.perf_counter())
+        once = times[1] - times[0] - (times[2] - times[1])
+        found.setdefault(float(ids.shape[1]), []).append(max(once, 0.0))
     return tuple((positions, float(np.median(seconds[1:]))) for positions, seconds in sorted(found.items()))
 
 

@@ -157,16 +157,16 @@ class ModelRequest:
         """Refuse an encoder-decoder without sources of its kind, and sources that no encoder reads or that
         last too long, before a weight is loaded. where: says which. sounds: of them. Raises InputError.
         """
-        from offramp.models.checkpoint import read_config, source_read, unfit_source
+        from offramp.models.checkpoint import fits_source, read_config, source_read, unfit_source
 
         model = self.given
         reads = source_read(read_config(self.source.folder)) if model is None else model.reads
-        if reads != kind:
+        if not fits_source(reads, kind):
             raise unfit_source(self.source.name, reads=reads, given=kind, where=where)
         if kind == "audio":
-            from offramp.models.loading import load_extractor
+            from offramp.models.loading import load_maker
 
-            extractor = load_extractor(self.source) if model is None else model.hf.extractor
+            extractor = load_maker(self.source) if model is None else model.hf.maker
             for sound in sounds if extractor else ():  # without one, none is heard
                 require_within(sound, extractor.chunk_length, self.source.name)
 

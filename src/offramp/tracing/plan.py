@@ -90,7 +90,6 @@ def plan_trace(
     answer: gives the answering function; called in generation mode only.
     """
     _require_known_tokens(model, workload)
-    prepended = len(model.bos_policy.front)
     encode = model.encode_chat if workload.chat else model.encode
     encoded: Sequence[EncodedDocument]
     short: list[str] = []
@@ -113,7 +112,7 @@ def plan_trace(
     else:
         # A row's next token is known, so that the last row needs one token more.
         needed = 1 + (document_tokens or tokens)
-        encoded = EncodedDocuments(workload.documents, encode, prepended=prepended, most=needed)
+        encoded = EncodedDocuments(workload.documents, encode, front=model.front, most=needed)
     selection = select_contexts(encoded, tokens=tokens, context=context, document_tokens=document_tokens)
     place = {document.document: number for number, document in enumerate(selection.documents)}
     contexts = [replace(context, document=place[context.document]) for context in selection.contexts]

@@ -316,8 +316,8 @@ def ceiling_words(request: WholeRequest) -> str:
     return (
         f"a whole request could become at most {request.ceiling:.3f} × as fast ({where}), if all its "
         f"{request.tokens:,.1f} tokens left at exit {request.exit}, half-way, with checks and repairs of K "
-        f"and V for nothing: {100 * request.once_share:.1f} % of it are the encoder's, which no exit changes "
-        f"({KNOWN_HOW[request.how]})"
+        f"and V for nothing: {100 * request.once_share:.1f} % of it are over before its first token, which "
+        f"no exit changes ({KNOWN_HOW[request.how]})"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import overload
 
 from offramp.errors import InputError, WorkloadError
 from offramp.kit.given import Given, GivenIds
@@ -36,14 +36,17 @@ class EncodedDocument:
         return max(0, len(self.ids) - first_row - 1)
 
 
-Encode = Callable[[Any], Sequence[int]]
-"""Token ids of a text or, through the chat template, of a conversation's messages."""
+Encode = Callable[..., Sequence[int]]
+"""Token ids of a text or, through the chat template, of a conversation's messages; of an answer about a
+picture, which then comes second, what was asked of it included."""
 
 
 def encode_document(encode: Encode, document: Document, most: int | None = None) -> tuple[int, ...]:
     """Token ids of a document as the model is given it; of a long text at least the first `most`."""
     if document.tokens is not None:
         ids: Sequence[int] = document.tokens
+    elif document.given is not None and document.given.kind == "image":
+        ids = encode(document.text, document.given)
     elif document.messages is not None:
         ids = encode([{"role": role, "content": said} for role, said in document.messages])
     else:
@@ -84,13 +87,13 @@ class EncodedDocuments(Sequence[EncodedDocument]):
         documents: Sequence[Document],
         encode: Encode,
         *,
-        prepended: int = 0,
+        front: Callable[[Given | None], Sequence[int]] = lambda given: (),
         most: int | None = None,
     ) -> None:
         self._documents = documents
         self._encode = encode
         self._most = most
-        self._prepended = prepended
+        self._front = front
         self._encoded: dict[int, EncodedDocument] = {}
 
     def __len__(self) -> int:
@@ -108,7 +111,7 @@ class EncodedDocuments(Sequence[EncodedDocument]):
         place = range(len(self))[index]
         if place not in self._encoded:
             document = self._documents[place]
-            prepended = 0 if document.tokens is not None else self._prepended
+            prepended = 0 if document.tokens is not None else len(self._front(document.given))
             most = None if self._most is None else prepended + self._most
             ids = encode_document(self._encode, document, most)
             self._encoded[place] = EncodedDocument(
@@ -237,7 +240,7 @@ def least_sufficient_cap(available: Sequence[int], tokens: int) -> int:
 def rows_within(document: EncodedDocument, context: int) -> int:
     """Rows that contexts of this size can hold: all of a text, an answer's up to the context's end."""
     if document.prompt_length is None:
-        return document.available
+        return document.available if document.prepended < context else 0
     return max(0, min(document.available, context - document.prompt_length))
 
 
@@ -290,6 +293,8 @@ def _contexts(document: EncodedDocument, index: int, *, rows: int, context: int)
 def _why_no_row(document: EncodedDocument, context: int) -> str:
     if document.prompt_length is None:
         own = max(0, len(document.ids) - document.prepended)
+        if document.prepended >= context:
+            return f"the {document.prepended:,} tokens in front of it fill the context of {context:,}"
         return f"{own} token{'' if own == 1 else 's'}, so no token with a known next one"
     if document.prompt_length >= context:
         return f"the prompt's {document.prompt_length:,} tokens fill the context of {context:,}"

@@ -14,6 +14,7 @@ from offramp.errors import InputError, OfframpError, WorkloadError
 from offramp.kit.numbers import whole_number
 from offramp.plug_ins import Known, asking, load_plug_in, refused, unfit
 from offramp.workloads.audio import AUDIO
+from offramp.workloads.images import IMAGES
 from offramp.workloads.pairs import PAIRS
 from offramp.workloads.prompts import CHAT, MATH
 from offramp.workloads.standard_library import CODE, PROSE
@@ -231,7 +232,7 @@ def _unknown(spec: str, name: str, sources: Known[WorkloadSource]) -> WorkloadEr
     return WorkloadError(f"there is no workload {shown!r}", where=f"workload {shown}", fix=" ".join(hints))
 
 
-for _source in (PROSE, CODE, CHAT, MATH, TEXT, JSON_LINES, PAIRS, AUDIO, HUB_DATASET):
+for _source in (PROSE, CODE, CHAT, MATH, TEXT, JSON_LINES, PAIRS, AUDIO, IMAGES, HUB_DATASET):
     register_workload(_source)
 
 

@@ -28,6 +28,7 @@ from offramp.decoding.strategies.next_token import Chooser
 from offramp.defaults import DRAFT_LENGTH
 from offramp.errors import InputError
 from offramp.kit.numbers import Whole
+from offramp.models.pictured import FEATURES
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 
 ENCODED = "encoder_outputs"
@@ -105,7 +106,8 @@ def refuse_arguments(
 
 def _of_decoder(model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Of an encoder-decoder's arguments those of its decoder, as a causal language model is given them: what
-    the encoder read, an engine has (`offramp.models.conditioned`)."""
+    the encoder read, or of pictures was seen, an engine has (`offramp.models.conditioned`)."""
+    model_kwargs = {name: value for name, value in model_kwargs.items() if name != FEATURES}
     if ENCODED not in model_kwargs:
         return model_kwargs
     kept = {name: value for name, value in model_kwargs.items() if name not in (ENCODED, "attention_mask")}
@@ -116,8 +118,13 @@ _HONOURED = frozenset({"attention_mask", "position_ids", "cache", "use_cache", "
 
 
 def _is_honoured(name: str, model_kwargs: dict[str, Any]) -> bool:
-    """Whether an argument makes no difference or one that is made; tokenizers add types that are all 0."""
-    return name in _HONOURED or (name == "token_type_ids" and not model_kwargs[name].any())
+    """Whether an argument makes no difference or one that is made: tokenizers add types that are all 0,
+    transformers to image-text models that no picture was seen."""
+    return (
+        name in _HONOURED
+        or (name == "token_type_ids" and not model_kwargs[name].any())
+        or (name == FEATURES and not model_kwargs[name])
+    )
 
 
 def _positions(ids: Tensor, mask: Tensor | None) -> Tensor:

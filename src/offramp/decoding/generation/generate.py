@@ -39,6 +39,7 @@ from offramp.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.errors import InputError
 from offramp.kit.given import Given
 from offramp.kit.numbers import Count, Whole
+from offramp.kit.picture import given_picture
 from offramp.kit.sound import given_sound
 from offramp.models.model import Model, decode_text, in_evaluation
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
@@ -78,6 +79,7 @@ def generate(
     *,
     source: str | Sequence[str] | None = None,
     audio: str | Path | Sequence[str | Path] | None = None,
+    image: str | Path | Sequence[str | Path] | None = None,
     policy: PolicySource = None,
     kv: StrategyName | None = None,
     heads: HeadsSource = None,
@@ -99,7 +101,8 @@ def generate(
     as `tokenizer(text)`, with chat=True as one user turn of the chat template. The prompt runs all layers, so
     that the first new token leaves at exit L.
     source: what an encoder-decoder reads, a text or several, in the place of prompts. audio: the same of a
-    speech model, WAV files.
+    speech model, WAV files. image: of an image-text model, the file of a picture that the prompt asks about,
+    or several, each with a prompt of its own or all with one.
     policy: a policy, its text, the path of a policy.json, a tuned policy, or None for the full model; task:
     the workload class, for policies that hold one per class.
     kv: what becomes of skipped layers' K and V (`offramp.decoding.strategies.registry.STRATEGIES`); None: as
@@ -132,8 +135,8 @@ def generate(
     array([4, 2, 2, 2])
     """
     sampling = read_sampling(sampling)
-    given, single = _given(source, audio)
-    prompts = prompt_batch(model, prompt, chat=chat, given=given, single=single)
+    given, single = _given(source, audio, image, prompt)
+    prompts = prompt_batch(model, "" if image is not None else prompt, chat=chat, given=given, single=single)
     forced = _forced(model, force_tokens, prompts, sampling)
     options = DecodingOptions.read(
         policy,
@@ -159,16 +162,26 @@ def generate(
     return result.rows[0] if prompts.single else list(result.rows)
 
 
-def _given(
-    source: str | Sequence[str] | None, audio: str | Path | Sequence[str | Path] | None
-) -> tuple[list[Given], bool]:
-    """What an encoder-decoder is given, and whether it is one thing. Raises InputError for both kinds."""
-    if source is not None and audio is not None:
-        where = "source= and audio="
-        raise InputError("a source is a text or a sound", where=where, fix="give one of the two")
-    asked: Any = source if audio is None else audio
-    single, make = isinstance(asked, str | Path), Given if audio is None else given_sound
-    return [make(source) for source in ([asked] if single else asked or ())], single
+def _given(source: Any, audio: Any, image: Any, prompt: Prompt) -> tuple[list[Given], bool]:
+    """What a model is given beside token ids, and whether it is one thing. Raises InputError for several
+    kinds, and for pictures without a text that asks of each."""
+    asked = {"source": source, "audio": audio, "image": image}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not asked:
+        return [], False
+    if len(asked) > 1:
+        where = " and ".join(f"{name}=" for name in asked)
+        raise InputError("a text, a sound or a picture is given", where=where, fix="give one of these")
+    ((name, value),) = asked.items()
+    single = isinstance(value, str | Path)
+    values = [value] if single else list(value)
+    if name != "image":
+        return [(Given if name == "source" else given_sound)(each) for each in values], single
+    prompts = [prompt] * len(values) if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != len(values) or not all(isinstance(text, str) for text in prompts):
+        what = f"{len(prompts)} prompts are given for {len(values)} pictures"
+        raise InputError(what, where="prompt=", fix="give a text for each picture, or one for all of them")
+    return [given_picture(*pair) for pair in zip(values, prompts, strict=True)], single
 
 
 def generate_batch(

@@ -60,8 +60,9 @@ def prompt_batch(
 ) -> PromptBatch:
     """Prompts encoded and padded with the model's safe padding token.
 
-    given: what an encoder-decoder reads, texts or sounds; the prompt then is the empty text, and what stands
-    in front of every answer is put there. single: it is one, not a list of them.
+    given: what an encoder-decoder reads, texts or sounds, or pictures with what is asked of them; the prompt
+    then is the empty text, and what stands in front of the answer is put there. single: it is one, not a list
+    of them.
 
     Raises InputError for an empty prompt, for ids that are none of the model's, or for anything else.
     """
@@ -81,12 +82,13 @@ def prompt_batch(
 def _sources(model: Model, prompt: Prompt, given: Sequence[Given]) -> list[Sequence[int]]:
     """A row for each source."""
     kind = given[0].kind
-    where = "audio= (--audio)" if kind == "audio" else "source= (--source)"
+    option = {"text": "source", "audio": "audio", "image": "image"}[kind]
+    where = f"{option}= (--{option})"
     if model.reads != kind:
         raise unfit_source(model.shown_name, reads=model.reads, given=kind, where=where)
     if not isinstance(prompt, str) or prompt:
         raise InputError("an answer to a source begins with no prompt", where=where, fix="leave prompt= out")
-    return [GivenIds.of(model.bos_policy.front, source) for source in given]
+    return [GivenIds.of(model.front(source), source) for source in given]
 
 
 def pad_token(model: Model) -> int:

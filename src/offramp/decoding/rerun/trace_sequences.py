@@ -64,20 +64,21 @@ def traced_sequences(
         return ()
     starts = _starts(trace)
     documents: Mapping[str, Document] = {}
-    if model.reads_sources or bool(trace.generated.any()):
+    pictured = model.reads == "image" and len(model.front()) != int(trace.position[starts[0]])
+    if model.reads_sources or pictured or bool(trace.generated.any()):
         workload = _documents_of(trace, workload)
         documents = {document.id: document for document in workload.documents}
     prompts = _prompts(model, trace, workload) if workload and bool(trace.generated.any()) else {}
     sequences = []
     for start, end in zip(starts, np.append(starts[1:], trace.token_count), strict=True):
         document, first = int(trace.document[start]), int(trace.position[start])
-        front = model.bos_policy.front
+        given = given_of(documents.get(trace.documents[document].id))
+        front = model.front(given)
         if bool(trace.generated[start]):
             front = prompts[trace.documents[document].id]
         if len(front) != first:
             raise _changed(trace, document)
         rows = np.arange(start, end, dtype=np.int64)
-        given = given_of(documents.get(trace.documents[document].id))
         ids = GivenIds.of((*front, *trace.token[rows].tolist()), given)
         sequences.append(TracedSequence(document, ids, int(trace.next_token[end - 1]), first, rows))
     return tuple(sequences)
