@@ -215,7 +215,8 @@ def _of_one_verdict(row: dict[str, Any], summary: dict[str, Any]) -> Iterator[st
         yield f"{where}: {measured} s a token were measured by nobody"
     if measured is not None and predicted["plain_seconds_per_token"] != _seconds(plain):
         yield f"{where}: measured beside plain decoding of another moment"
-    speed = row["speed"] if row["speed"] is not None and row["speed"]["how"] == "measured" else None
+    speed = row.get("decoding") or row["speed"]  # of whole requests where there is an encoder
+    speed = speed if speed is not None and speed["how"] == "measured" else None
     if speed is not None and (timed is None or timed["ratio"]["value"] != speed["value"]):
         yield f"{where}: a speed of {speed['value']} was measured by nobody"
 

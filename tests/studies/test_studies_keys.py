@@ -409,3 +409,21 @@ def test_the_libraries_that_compute_a_kind_are_part_of_it(base: StudyPlan) -> No
 def test_a_fingerprint_of_rooms_is_of_names_and_bytes() -> None:
     assert source_fingerprint("scoring") == source_fingerprint("scoring", "scoring/components.py")
     assert source_fingerprint("scoring") != source_fingerprint("scoring", "costs")
+
+
+def test_words_that_could_not_be_counted_are_counted_once_they_can_be(
+    whisper: Path, sounds: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken = {"models": [str(whisper)], "workloads": [f"audio:{sounds}"], "certify": {}}
+    texts = {"models": ["a"], "workloads": ["txt:one.txt"], "certify": {}}
+
+    def certify_recipe(values: dict[str, Any]) -> dict[str, Any]:
+        values = {**values, "policies": ["tuned"], "machines": ["h100"]}
+        (task,) = [task for task in plan_from(world, values).tasks.values() if task.kind == "certify"]
+        return dict(task.recipe)
+
+    with_it = certify_recipe(spoken)
+    assert with_it.pop("counted_by")
+    assert "counted_by" not in certify_recipe(texts)
+    monkeypatch.setattr("offramp.scoring.text_quality.COUNTER", "no-such-package-of-offramp")
+    assert certify_recipe(spoken) == with_it

@@ -22,6 +22,7 @@ from tuning_traces import easy_and_hard
 from offramp.costs.machine_registry import find_machine
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.kit.typed import from_json, to_json
 from offramp.models.shape import EncoderShape
 from offramp.policies.charge import Charge, Units, prices_for, run_of
 from offramp.policies.decisions import replay_decisions
@@ -30,6 +31,8 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
 from offramp.policies.whole_request import WholeRequest
 from offramp.scoring.documents import document_rows
+from offramp.scoring.estimate import Estimate
+from offramp.scoring.text_quality import TextQuality
 from offramp.tracing.trace import Trace
 from offramp.tuning import proposals as proposals_module
 from offramp.tuning.bounds import METHODS, Losses, fewest_documents, refuted, settle
@@ -74,6 +77,9 @@ class Scripted:
     reruns: list[tuple[str, str]] = field(default_factory=list)
     decoded: list[tuple[str, str, int, int]] = field(default_factory=list)
     fresh: list[tuple[int, int]] = field(default_factory=list)
+    texts: int | None = None
+    """Documents that say what is to be written, None where none does."""
+    judged: list[tuple[str, str, int, int]] = field(default_factory=list)
 
     def tuned(self, floor: float = 0.9, **options: Any) -> Tuned:
         """What tuning the trace for an H100 by this model gives."""
@@ -107,6 +113,23 @@ class Scripted:
     def fresh_losses(self, policy: ExitPolicy, kv: str, seen: int, most: int) -> Losses:
         self.fresh.append((seen, most))
         return np.full(most, self.executed(policy, kv))
+
+    def text_quality(self, policy: ExitPolicy, kv: str, seen: int, most: int) -> TextQuality | None:
+        self.judged.append((str(policy), kv, seen, most))
+        if self.texts is None:
+            return None
+        rate = Estimate(0.25)
+        return TextQuality(
+            measure="exact match",
+            normaliser=None,
+            full=rate,
+            policy=rate,
+            difference=Estimate(0.0),
+            documents=min(most, self.texts),
+            new_tokens=16,
+            full_cut=0,
+            policy_cut=0,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -682,3 +705,34 @@ def test_what_is_tried_may_gain_the_worth_of_a_request() -> None:
     assert limits.hoped is not None
     assert 0.08 < limits.hoped < 0.09
     assert DecodingLimits(worth=0.05).hoped == FORETOLD * 0.05
+
+
+@pytest.mark.parametrize(
+    ("texts", "asked"), [(None, [16]), (10, [16]), (40, [16, 32, 48]), (400, [16, 32, 48, 64])]
+)
+def test_what_is_judged_writes_texts_of_so_many_documents(
+    trace: Trace, texts: int | None, asked: list[int]
+) -> None:
+    executor = Scripted(trace, lossless, texts=texts)
+    tuned = executor.tuned()
+    assert executor.judged == [(str(tuned.policy), tuned.kv, 23, most) for most in asked]
+    documents = None if tuned.text_quality is None else tuned.text_quality.documents
+    assert documents == (None if texts is None else min(texts, 64))
+    assert from_json(Tuned, to_json(tuned)).text_quality == tuned.text_quality
+    assert ("text_quality" in to_json(tuned)) == (texts is not None)
+
+
+def test_where_the_time_is_used_up_they_are_as_few_as_an_interval_takes(
+    trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = Scripted(trace, lossless, texts=400)
+
+    class After(Deadline):
+        @property
+        def over(self) -> bool:
+            return len(executor.decoded) >= 5
+
+    monkeypatch.setattr("offramp.tuning.executed.Deadline", After)
+    tuned = executor.tuned()
+    assert tuned.certificate.holds
+    assert [most for *_, most in executor.judged] == [16, 32]

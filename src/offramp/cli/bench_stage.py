@@ -21,6 +21,7 @@ from offramp.kit.typed import to_json
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
 from offramp.report import combined
+from offramp.report.answer_words import quality_words
 from offramp.report.combined import advice, combinations_table, credit_sentences, write_combined_page
 from offramp.report.formats import (
     counted,
@@ -41,7 +42,7 @@ from offramp.report.timing import (
     stopped_text,
 )
 from offramp.timing.accelerations import read_accelerations, read_beside
-from offramp.timing.bench import judge_measurement, merged, predict_cells, run, settle
+from offramp.timing.bench import judge_measurement, merged, predict_cells, run, settle, text_quality_of
 from offramp.timing.combine import combine
 from offramp.timing.contenders import WITHOUT_PEERS, Extent
 from offramp.timing.decoder import Setting
@@ -210,16 +211,21 @@ def _measured(
             seed=asked.seed,
             progress=progress,
         )
+    judging = asked.quality and not asked.timing_only
     with stage("judging the answers, and timing the parts of a token"):
         judged = judge_measurement(
             measured,
             machine,
             predicted=predicted,
             parts_of=PARTS_OF,
-            quality=asked.quality and not asked.timing_only,
+            quality=judging,
             seed=asked.seed,
         )
-    return replace(judged.result, free_running=judged.free_running.get(setting.main.name))
+    return replace(
+        judged.result,
+        free_running=judged.free_running.get(setting.main.name),
+        text_quality=text_quality_of(judged, asked.text, seed=asked.seed) if judging else None,
+    )
 
 
 def measured_in_processes(asked: Bench, out: Output) -> list[BenchResult]:
@@ -335,11 +341,13 @@ def _quality(result: BenchResult) -> list[str]:
         return decimal(value, 3)
 
     diverged = timed_text(found.tokens_before_divergence, lambda value: decimal(value, 1))
+    written = result.text_quality
     return [
+        *([] if written is None else [quality_words(written)]),
         f"free running, {counted(found.prompts, 'answer')}: {diverged} tokens until an answer parts from the "
         f"full model's, {timed_text(found.sequence_match, percent)} of the answers equal, "
         f"{timed_text(found.agreement, percent)} of the tokens its choice; "
-        f"NLL {timed_text(found.nll, nats)}, of its own answers {timed_text(found.plain_nll, nats)}"
+        f"NLL {timed_text(found.nll, nats)}, of its own answers {timed_text(found.plain_nll, nats)}",
     ]
 
 

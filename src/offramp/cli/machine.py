@@ -334,6 +334,7 @@ def _packages() -> list[Looked]:
         "xllamacpp": "pip install 'offramp[native]' for offramp bench --combine llama.cpp",
         "ray": "pip install 'offramp[ray]' for offramp study run --engine ray",
         "lm_eval": "pip install 'offramp[harness]' for offramp-lm-eval",
+        "jiwer": "pip install 'offramp[speech]' for the words that are wrong on audio: workloads",
     }
     findings = []
     for name, fix in {**needed, **extras}.items():

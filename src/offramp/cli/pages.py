@@ -28,6 +28,7 @@ SHORT = (
     "missing",
     "request",
     "decoding",
+    "text_quality",
 )
 """Of a verdict, in what `--json` prints; summary.json has everything. Where nothing is certified, `speed` is
 that of what was `tried`."""

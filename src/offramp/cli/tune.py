@@ -484,6 +484,7 @@ def certificate_lines(tuned: Tuned) -> list[str]:
 def report_lines(tuned: Tuned) -> list[str]:
     """Speed and quality on the report documents, with intervals or why there are none."""
     from offramp.policies.whole_request import of_request
+    from offramp.report.answer_words import quality_words
     from offramp.report.formats import counted, estimate_text, gain_text, nats, percent, times
     from offramp.tuning.floor import NATS
 
@@ -504,5 +505,6 @@ def report_lines(tuned: Tuned) -> list[str]:
     if tuned.request is not None and tuned.net_speedup.value is not None:
         whole = of_request(tuned.request, tuned.net_speedup)
         lines[-1] += f", of a whole request {said(whole, times)}"
-    saved = gain_text(tuned.gain)
-    return [*lines, f"  saved of plain decoding: {saved}"] if saved else lines
+    if saved := gain_text(tuned.gain):
+        lines.append(f"  saved of plain decoding: {saved}")
+    return lines if tuned.text_quality is None else [*lines, quality_words(tuned.text_quality)]

@@ -13,6 +13,7 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.report.findings import Finding, main_findings, main_verdicts, run_decision
 from offramp.report.formats import (
     counted,
+    decimal,
     estimate_text,
     faster,
     gain_text,
@@ -26,6 +27,7 @@ from offramp.report.formats import (
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
+from offramp.scoring.text_quality import Measure, TextQuality
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit, replayed_credit
 from offramp.tuning.verdict import Decision, Speed, Verdict, from_main
 from offramp.tuning.verdict_words import CUT, ceiling_words, kept_words, without_words
@@ -223,6 +225,60 @@ def reference_line(reference: Estimate | None) -> str:
     if reference.value is None:
         return "untransformed: undefined"
     return f"untransformed: {estimate_text(reference, percent)}"
+
+
+MEASURED: Mapping[Measure, str] = {"word error rate": "words wrong", "exact match": "answers exactly right"}
+"""What answers are judged by, as it stands in a sentence."""
+
+
+def quality_short(quality: TextQuality | None) -> str:
+    """ "words wrong: 17.3 → 23.8 %", to stand below an agreement; "" where nothing is known of the texts."""
+    if quality is None:
+        return ""
+    what, full, policy = MEASURED[quality.measure], quality.full.value, quality.policy.value
+    if full is None or policy is None:
+        return f"{what}: not counted"
+    return f"{what}: {decimal(100 * full, 1)} → {percent(policy)}"
+
+
+def quality_words(quality: TextQuality) -> str:
+    """How good the texts are: "words wrong: 17.3 % full model, 23.8 % with exits: +6.5 points (2.1 to 10.9)
+    on 60 documents, in lower case without punctuation; none of the answers ran into the limit ..."."""
+    what, difference = MEASURED[quality.measure], quality.difference
+    full, policy, points = quality.full.value, quality.policy.value, difference.value
+    if full is None or policy is None or points is None:
+        return f"{what}: not counted, {quality.full.undefined}"
+
+    def in_points(share: float) -> str:
+        return decimal(100 * share, 1)
+
+    limits = interval_text(difference.low, difference.high, in_points)
+    said = f"{what}: {percent(full)} full model, {percent(policy)} with exits: "
+    said += f"{'+' if round(100 * points, 1) > 0 else ''}{in_points(points)} points"
+    said += f" ({limits}) on " if limits else " on "
+    said += counted(quality.documents, "document")
+    said += "" if limits else f" (no interval: {DOCUMENTS_NEEDED} are needed)"
+    said += "" if quality.normaliser is None else f", {quality.normaliser}"
+    if quality.full_cut or quality.policy_cut:
+        cut = f"{quality.full_cut:,} and {quality.policy_cut:,} of the answers"
+    else:
+        cut = "none of the answers"
+    return f"{said}; {cut} ran into the limit of {counted(quality.new_tokens, 'token')}"
+
+
+def quality_lines(run: RunResult) -> list[str]:
+    """`quality_words` of each text's verdicts, floors together that are about the same answers."""
+    floors: dict[tuple[str, TextQuality], list[str]] = {}
+    for workload in run.workloads:
+        for verdict in workload.verdicts:
+            if verdict.text_quality is not None:
+                key = (workload.name, verdict.text_quality)
+                floors.setdefault(key, []).append(whole_percent(verdict.floor))
+    several = len({name for name, _ in floors}) > 1
+    return [
+        f"{f'{name}, at' if several else 'At'} {listed(same)}: {quality_words(quality)}."
+        for (name, quality), same in floors.items()
+    ]
 
 
 # Machines, and what speeds rest on.

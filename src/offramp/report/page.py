@@ -13,7 +13,13 @@ from rich.markup import escape
 
 from offramp.files import write_text_atomically
 from offramp.report import REPORT_FILE
-from offramp.report.answer_words import headline, other_texts_notes, short_answer, wrong_with
+from offramp.report.answer_words import (
+    headline,
+    other_texts_notes,
+    quality_lines,
+    short_answer,
+    wrong_with,
+)
 from offramp.report.combined import combined_section
 from offramp.report.curves import layers_section
 from offramp.report.drawing import ramp_rules
@@ -146,6 +152,8 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
     if verdicts := verdicts_of(run):
         console.print()
         console.print(VERDICTS.rich(verdicts))
+    for line in quality_lines(run):
+        console.print(escape(line))
     console.print()
     for note in wrong_with(run):
         console.print(f"[dim]{escape(note)}[/]")

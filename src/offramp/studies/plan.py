@@ -18,6 +18,7 @@ from offramp.kit.given_file import Location
 from offramp.models.devices import CPU, find_device
 from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy
+from offramp.scoring.text_quality import counter_version
 from offramp.studies.named_inputs import Fingerprints, Found, FoundWorkload, find_everything
 from offramp.studies.study import Study, StudyFile, StudyPlan
 from offramp.studies.study_checks import (
@@ -51,6 +52,7 @@ from offramp.studies.work.trace import TraceWork
 from offramp.studies.work.training import TrainingWork
 from offramp.studies.work.work import FILLED, Work, settings_of, works
 from offramp.tracing.request import parse_signals
+from offramp.workloads.audio import AUDIO
 
 
 def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -> tuple[StudyJob, ...]:
@@ -448,7 +450,9 @@ class Expansion:
             made_of += [parse_policy(text) for text in asked.policies if text != TUNED]
             values = asked.model_dump(include={"policies", "options"})
         elif kind == CertifyWork.kind and certify is not None:
-            values = {**certify.model_dump(), "delta": self.shared_delta}
+            # Installed later, it makes another task of what words were not counted of.
+            counted_by = counter_version() if workload.used.kind == AUDIO.name else None
+            values = {**certify.model_dump(), "delta": self.shared_delta, "counted_by": counted_by}
         elif kind == DecodeWork.kind and decode is not None:
             made_of += transforms_beside(decode)
             values = {**decode.model_dump(), "tried": tuple(step.text for step in made_of)}

@@ -17,11 +17,12 @@ from offramp.decoding.options import (
     PolicySource,
     read_heads_source,
 )
+from offramp.decoding.written import quality_of
 from offramp.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
 from offramp.kit.arguments import checked, settled
-from offramp.kit.given import GivenIds
+from offramp.kit.given import GivenIds, given_of
 from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
 from offramp.kit.rules import Margin
 from offramp.models.model import Model, in_evaluation
@@ -31,6 +32,7 @@ from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import ReplayResult
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.text_quality import TextQuality, not_counted
 from offramp.timing.accelerations import read_beside
 from offramp.timing.combined_contenders import contenders_beside
 from offramp.timing.contenders import NEVER, WITHOUT_PEERS, Extent, candidates_of, decode_timed
@@ -42,6 +44,7 @@ from offramp.timing.results import A_A, PLAIN, BenchResult, Cluster, Contender, 
 from offramp.timing.session import Progress, Session
 from offramp.timing.stopping import TimeLimits, answer_of, resolution_of
 from offramp.tracing.trace import Trace, with_maps
+from offramp.workloads.workload import Workload
 
 
 @in_evaluation
@@ -308,6 +311,32 @@ def judged_answers(measurement: Measurement, *, seed: int = SEED) -> dict[str, F
         for name in (*cells, *others)
         if name in decoded
     }
+
+
+def text_quality_of(measurement: Measurement, workload: Workload, *, seed: int = SEED) -> TextQuality | None:
+    """The main policy's answers, and the full model's, against what is to be written to the prompts.
+
+    None where their documents say nothing of that, or the policy was not timed.
+    """
+    setting, decoded, reads = measurement.setting, measurement.decoded, workload.reads
+    own = decoded.get(setting.main.name)
+    if own is None or reads is None:
+        return None
+    if (unknown := not_counted(reads, setting.new_tokens)) is not None:
+        return unknown
+    plain = decoded[measurement.result.plain]
+    prompts, answers = prompts_and_answers(setting, own)
+    whole = prompts_and_answers(setting, {place: plain[place] for place in own})[1]
+    texts = {given_of(document): document.text for document in workload.documents}
+    return quality_of(
+        setting.model,
+        reads,
+        [texts[given_of(prompt)] for prompt in prompts],
+        whole,
+        answers,
+        new_tokens=setting.new_tokens,
+        seed=seed,
+    )
 
 
 def with_agreement(result: BenchResult, setting: Setting, quality: Mapping[str, FreeRunning]) -> BenchResult:

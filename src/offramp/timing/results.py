@@ -18,6 +18,7 @@ from offramp.kit.sealed_file import SealedFile
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.figures import FreeRunning
 from offramp.scoring.estimate import LEVEL, Estimate
+from offramp.scoring.text_quality import TextQuality
 
 PLAIN, A_A, SHORT_LIST = "plain", "a/a", "short list"
 """Roles of contenders: the full model's output by definition, one of those a second time, and the full model
@@ -299,6 +300,7 @@ class BenchResult(InTurns):
     """What contenders answer that took turns: the policy asked about, plain decoders and all others."""
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("answer", "resolution")
+    IF_ANY: ClassVar[tuple[str, ...]] = ("text_quality",)
 
     policy: str
     kv: str
@@ -311,6 +313,8 @@ class BenchResult(InTurns):
     """The floor that the policy was tuned for, None without any."""
     forecasts: tuple[Forecast, ...] = ()
     free_running: FreeRunning | None = None
+    text_quality: TextQuality | None = None
+    """Of the policy's answers, each up to its end token, where prompts say what is to be written."""
 
     def __repr__(self) -> str:
         ratio = self.main.ratio

@@ -18,7 +18,7 @@ from offramp.policies.kv import PROPAGATE, STRATEGIES
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.whole_request import WholeRequest
 from offramp.scoring.documents import document_rows
-from offramp.scoring.estimate import Estimate, document_bootstrap
+from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents, refuted
 from offramp.tuning.certificate import Candidate, Certificate
@@ -38,6 +38,7 @@ from offramp.tuning.job import TuningJob
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.proposals import CONCEIVABLE, FORETOLD, TARGETS, PricesOf, Proposals, Proposed
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
+from offramp.tuning.verdict import judged_policy
 from offramp.tuning.verdict_words import executed_answer
 
 PER_NEEDED = 4
@@ -46,6 +47,10 @@ it, a candidate is decoded on no more."""
 
 FRESH = 32
 """Documents that the chosen policy is decoded on once more, which did not choose it, if time allows."""
+
+TEXTS, TEXTS_AT_ONCE = 64, 16
+"""Documents whose answers are held against the texts that were to be written, at most, and before the clock
+is looked at again. What an interval takes is done whatever it says."""
 
 DRAFT_LENGTHS = (1, 2, 4)
 """Drafts before a verification that are tried."""
@@ -109,7 +114,8 @@ def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: Dec
     1. Search at every floor, and rerun on the search documents. 2. Fix each floor's candidates. 3. Test them,
     floor by floor, each for its share of the time; what one leaves goes to the next, and then to those that
     are not settled. At a floor that the full model itself may break, it is tested first, as the most cautious
-    candidate: where it does not pass, no other is tried.
+    candidate: where it does not pass, no other is tried. 4. Where documents say what is to be written, hold
+    the answers of what was judged against that, and the full model's.
     """
     clock = Deadline(limits.seconds)
     first = jobs[0]
@@ -148,7 +154,8 @@ def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: Dec
         if floor.out_of_time:  # with what was decoded for the others since, and the time that they left
             floor.test(clock)
     drafting = _drafting(first.trace.subset(first.roles.search), first.machine)
-    return [floor.answer(prices, drafting, clock) for floor in floors]
+    answers = [floor.answer(prices, drafting, clock) for floor in floors]
+    return [floor.with_text_quality(tuned, clock) for floor, tuned in zip(floors, answers, strict=True)]
 
 
 class _Floor:
@@ -272,6 +279,21 @@ class _Floor:
             **{EXECUTED_FIELDS[job.floor.kind]: agreement},
             candidates=every,
         )
+
+    def with_text_quality(self, tuned: Tuned, clock: Deadline) -> Tuned:
+        """The answer with how good the texts are that its policy writes, or the one that was tried last."""
+        judged = judged_policy(tuned)
+        if judged is None:
+            return tuned
+        looked_at, quality = max((trial.documents for trial in self.trials), default=0), None
+        for most in range(TEXTS_AT_ONCE, TEXTS + 1, TEXTS_AT_ONCE):
+            quality = self.executor.text_quality(*judged, looked_at, most)
+            if quality is None or quality.documents < most:
+                break
+            self.limits.on_documents(most, TEXTS)
+            if clock.over and most >= DOCUMENTS_NEEDED:
+                break
+        return replace(tuned, text_quality=quality)
 
 
 def _documents(job: TuningJob, executor: Executor, limits: DecodingLimits) -> tuple[int, int, int]:

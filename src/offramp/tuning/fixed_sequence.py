@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.policies.decisions import Decisions
 from offramp.policies.policy import ExitPolicy
+from offramp.scoring.text_quality import TextQuality
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import (
     ENOUGH_TO_REFUTE,
@@ -95,6 +96,12 @@ class Executor(Protocol):
         """The same of at most so many documents that nothing was chosen or certified on.
 
         seen: certify documents that were looked at.
+        """
+
+    def text_quality(self, policy: ExitPolicy, kv: str, seen: int, most: int) -> TextQuality | None:
+        """The full model's answers and the policy's to at most so many documents, against what was to be
+        written, those first that nothing was chosen or certified on; None where no document says what that
+        is. seen: as before.
         """
 
 

@@ -24,6 +24,7 @@ from offramp.policies.rules.short_list import seen_by
 from offramp.policies.whole_request import WholeRequest
 from offramp.scoring.documents import fact_of, require_numbers
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.text_quality import TextQuality
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
@@ -106,7 +107,7 @@ class Tuned(HeldOut):
     front are of each token alone.
     """
 
-    IF_ANY: ClassVar[tuple[str, ...]] = ("request",)
+    IF_ANY: ClassVar[tuple[str, ...]] = ("request", "text_quality")
 
     floor: Floor
     answer: str
@@ -139,6 +140,8 @@ class Tuned(HeldOut):
     """Of an executed answer; None of a replay bound, and of files that older versions wrote."""
     request: WholeRequest | None = None
     """Of a model with an encoder, what decoding, which the figures are of, is of a request."""
+    text_quality: TextQuality | None = None
+    """Of the policy's answers, or of what was tried last, where documents say what is to be written."""
 
     def __repr__(self) -> str:
         return f"Tuned({self.policy} at {self.floor}: {self.answer})"

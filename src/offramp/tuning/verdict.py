@@ -12,6 +12,7 @@ from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.whole_request import WholeRequest, of_request
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.text_quality import TextQuality
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.tuned import FloorStanding, Tuned
 from offramp.tuning.verdict_words import CONTRADICTED, missing_of, settled_reason
@@ -68,7 +69,7 @@ class Verdict(KeptAndSaved):
     """
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("certified",)
-    IF_ANY: ClassVar[tuple[str, ...]] = ("request", "decoding")
+    IF_ANY: ClassVar[tuple[str, ...]] = ("request", "decoding", "text_quality")
 
     floor: float
     worth: float
@@ -111,6 +112,9 @@ class Verdict(KeptAndSaved):
     """Of a model with an encoder, what decoding is of a request."""
     decoding: Speed | None = None
     """Beside a request's speed that of its tokens alone."""
+    text_quality: TextQuality | None = None
+    """Of what the policy writes, or what was tried, where documents say what is to be written; it decides
+    nothing."""
 
     @property
     def speed_of_tokens(self) -> Speed | None:
@@ -238,6 +242,7 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         credit=None if credit is None else Estimate(credit.value, credit.low, credit.high),
         standing=standing,
         decoding=None if verdict.request is None else decoding,
+        text_quality=tuned.text_quality,
     )
     reason = verdict.reason if replayed and decision == "does not pay" else settled_reason(settled, tuned)
     if exits and contradicted and decision in OPEN:

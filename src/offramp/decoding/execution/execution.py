@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -39,6 +39,8 @@ ROWS_TOGETHER = 16
 class Execution:
     """One document decoded with a policy."""
 
+    IF_ANY: ClassVar[tuple[str, ...]] = ("cut",)
+
     document: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -53,11 +55,20 @@ class Execution:
     group."""
     problem: str | None = None
     """Why decoding ended early, None if it did not."""
+    cut: bool | None = None
+    """Whether it ran into its length limit; None where that is no fault, an answer having no end of its
+    own."""
 
     @property
     def loss(self) -> float:
-        """Share of the answer's tokens that are not the judge's choice; all of it after a problem."""
-        return 1.0 if self.problem is not None else 1.0 - sum(self.agrees) / len(self.agrees)
+        """Share of the answer's tokens that are not the judge's choice; all of it after a problem.
+
+        So where it was cut off, unless every token is that choice: an answer that goes round in circles
+        agrees with whatever reads it, and shows nothing.
+        """
+        if self.problem is not None or (self.cut and not all(self.agrees)):
+            return 1.0
+        return 1.0 - sum(self.agrees) / len(self.agrees)
 
 
 def rows_together(model: Model, options: DecodingOptions, tokens: int, engine: Engine | None = None) -> int:
@@ -111,6 +122,7 @@ def execute(
                     agrees=tuple(map(bool, agrees)),
                     layers_executed=row.layers_executed - row.prompt_layers,
                     problem=row.problem,
+                    cut=None if given_of(opening.ids) is None else row.stopped == "length",
                 )
             )
     return found

@@ -25,14 +25,18 @@ from offramp.decoding.openings import Opening, Openings, choose_openings, traced
 from offramp.decoding.options import DecodingOptions, HeadsSource, read_heads_source
 from offramp.decoding.rerun.rerunner import Rerunner
 from offramp.decoding.rerun.trace_sequences import require_model, require_reference, with_maps_of
+from offramp.decoding.written import answer_limit, quality_of
+from offramp.defaults import SEED
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, require_heads
 from offramp.policies.decisions import task_of
-from offramp.policies.kv import MAPPED, STRATEGIES
+from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.kv import MAPPED, PROPAGATE, STRATEGIES
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
+from offramp.scoring.text_quality import TextQuality, not_counted
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses
 from offramp.tuning.fixed_sequence import Rerun
@@ -63,6 +67,8 @@ class ModelExecutor:
     new_tokens: int
     reference: Model | None = None
     """Whose choices what is decoded is held against, None for the full model's own."""
+    seed: int = SEED
+    """Of intervals."""
     _rerunners: dict[tuple[int, ...], Rerunner] = field(init=False, default_factory=dict)
     _reruns: dict[tuple[str, str, tuple[int, ...]], Rerun] = field(init=False, default_factory=dict)
     _rows: dict[str, int | None] = field(init=False, default_factory=dict)
@@ -141,6 +147,44 @@ class ModelExecutor:
         report = self.executions(policy, kv, self.openings.report, 0, most)
         last = min(seen + most - len(report), self.documents)
         return _losses([*report, *self.executions(policy, kv, self.openings.certify, seen, last)])
+
+    def text_quality(self, policy: ExitPolicy, kv: str, seen: int, most: int) -> TextQuality | None:
+        """The answers to at most so many documents against the texts that were to be written.
+
+        Of the policy and of the full model, which decodes the same ones; None where no document says what is
+        to be written, or there is none. Report documents come first, then those to certify on that were not
+        looked at, then those that were. seen: how many of these.
+        """
+        reads = self.workload.reads
+        if reads is None:
+            return None
+        if (unknown := not_counted(reads, self.new_tokens)) is not None:
+            return unknown
+        report, certify = self.openings.report, self.openings.certify
+        spans = [(report, 0, len(report)), (certify, seen, len(certify)), (certify, 0, seen)]
+
+        def decoded(policy: ExitPolicy, kv: str) -> list[Execution]:
+            found: list[Execution] = []
+            for openings, first, last in spans:
+                last = min(last, first + most - len(found))
+                found += self.executions(policy, kv, openings, first, last) if last > first else []
+            return found
+
+        # No layer is skipped: the usual strategy, so that policies share the full model's answers.
+        plain = PROPAGATE.name if self.can(PLAIN_DECODING, PROPAGATE.name) else kv
+        full, own = decoded(PLAIN_DECODING, plain), decoded(policy, kv)
+        if not own:
+            return None
+        texts = {document.id: document.text for document in self.workload.documents}
+        return quality_of(
+            self.model,
+            reads,
+            [texts[execution.document] for execution in own],
+            [execution.answer for execution in full],
+            [execution.answer for execution in own],
+            new_tokens=self.new_tokens,
+            seed=self.seed,
+        )
 
     def executions(
         self, policy: ExitPolicy, kv: str, openings: Sequence[Opening], first: int, last: int
@@ -229,6 +273,7 @@ def opened_executor(
         trace = with_maps_of(trace, fitted)
         strategies = strategies_of(kv)
         work = traced_workload(trace, workload)
+        new_tokens = answer_limit(model, work, new_tokens)
         abilities = engine_of(model).abilities  # refuses a model that cannot be driven layer by layer
         for ability in ("never_exit", *STRATEGIES, "lockstep", "rebatch"):
             abilities.reason(ability)  # tried now, and not in the seconds that are given to a floor
@@ -254,6 +299,7 @@ def opened_executor(
                 prompt_tokens=None if work.decoded_whole else prompt_tokens,
                 new_tokens=new_tokens,
                 reference=reference,
+                seed=seed,
             )
 
 

@@ -12,7 +12,15 @@ from offramp.defaults import MAIN_FLOOR, WORTH
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import short_name
-from offramp.report.answer_words import caveats, grounds_of, how_words, reference_line, short_answer
+from offramp.report.answer_words import (
+    caveats,
+    grounds_of,
+    how_words,
+    quality_lines,
+    quality_short,
+    reference_line,
+    short_answer,
+)
 from offramp.report.findings import main_verdict, run_decision
 from offramp.report.formats import (
     counted,
@@ -105,7 +113,8 @@ def _kept_cell(row: OfText) -> Cell:
     """What the row's policy kept of its own tokens, of how many documents, and whether that is certified."""
     _, verdict = row
     kept = Cell(NOTHING) if policy_of(verdict)[0] == PLAIN_DECODING else _kept(verdict)
-    return replace(kept, below=(*kept.lines, reference_line(verdict.reference_agreement)))
+    quality = quality_short(verdict.text_quality)
+    return replace(kept, below=(*kept.lines, quality, reference_line(verdict.reference_agreement)))
 
 
 def _kept(verdict: Verdict) -> Cell:
@@ -164,7 +173,7 @@ def floors_section(run: RunResult) -> Markup:
     """The verdict of each text at each floor."""
     verdicts = verdicts_of(run)
     table = VERDICTS.html(verdicts, groups=[workload.name for workload in run.workloads])
-    return fragment("run", "floors", table if verdicts else "")
+    return fragment("run", "floors", table if verdicts else "", quality_lines(run))
 
 
 def texts_section(run: RunResult) -> Markup:

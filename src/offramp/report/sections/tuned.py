@@ -10,7 +10,7 @@ from markupsafe import Markup
 from offramp.defaults import BYTES
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
-from offramp.report.answer_words import machine_name
+from offramp.report.answer_words import machine_name, quality_words
 from offramp.report.formats import (
     counted,
     decimal,
@@ -150,6 +150,8 @@ def facts(tuned: Tuned) -> list[tuple[str, str]]:
     if tuned.executed_reference_agreement is not None:
         kept = estimate_text(tuned.executed_reference_agreement, percent)
         rows.append(("executed agreement with the original model", kept))
+    if tuned.text_quality is not None:
+        rows.append(("how good the texts are", quality_words(tuned.text_quality)))
     rows.append(("largest loss allowed", risk_text(floor, floor.risk)))
     if certificate.empirical_risk is not None:
         rows.append(("loss on those documents", risk_text(floor, certificate.empirical_risk)))

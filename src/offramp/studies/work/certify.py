@@ -42,6 +42,8 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
     candidates: int
     new_tokens: int
     seconds: float
+    counted_by: str | None = None
+    """Version of the package that counts wrong words, where speech is written down; None without it."""
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It ends by the clock."""

@@ -117,7 +117,7 @@ Needed = NewType("Needed", str)
 OWN_KINDS: dict[str, type[Work[Any]]] = {}
 """Offramp's own kinds of work by name, as far as their modules are imported."""
 
-FILLED = frozenset({"model", "workload", "machine", "dtype", "device", "threads"})
+FILLED = frozenset({"model", "workload", "machine", "dtype", "device", "threads", "counted_by"})
 """Settings that a study alone fills, by what its names stand for."""
 APART = "sources"
 """The field that is not part of a recipe."""
