@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from offramp.scoring.estimate import Estimate
 from offramp.timing.ratios import ratio_of
-from offramp.timing.results import Cluster, CombineResult, Contender, read_combined
+from offramp.timing.results import COMBINED, Cluster, CombineResult, Contender
 from offramp.timing.stopping import answer_of, resolution_of
 
 
@@ -45,7 +45,7 @@ def measured(options: argparse.Namespace, place: int, folder: Path, plain: str |
     )
     if done.returncode:
         raise SystemExit(f"process {place + 1} failed:\n{done.stderr}")
-    return read_combined(path)
+    return COMBINED.read(path)
 
 
 def contender_of(result: CombineResult) -> Contender:

@@ -19,7 +19,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.studies.folder import StudyFolder
 from offramp.studies.work.decode import DecodedPolicies, DecodeWork
 from offramp.timing.accelerations import LLAMA_CPP
-from offramp.timing.results import BenchResult, CombineResult, Contender, Credit, read_combined, read_results
+from offramp.timing.results import COMBINED, RESULTS, BenchResult, CombineResult, Contender, Credit
 from offramp.tuning.bounds import settle
 from offramp.tuning.verdict import Verdict
 
@@ -359,7 +359,7 @@ def stack_rows(results: Iterable[tuple[str, CombineResult]]) -> list[dict[str, A
 
 def stacks(folder: Path = KEPT / "stack") -> list[tuple[str, CombineResult]]:
     """Measurements of `offramp bench --combine` that were kept, by file name."""
-    return [(path.stem, read_combined(path)) for path in sorted(folder.glob("*.json"))]
+    return [(path.stem, COMBINED.read(path)) for path in sorted(folder.glob("*.json"))]
 
 
 LOOKUP_FLOOR, LOOKUP_CHANCE = 0.9, 0.1 / 3
@@ -390,7 +390,7 @@ def certified_after(losses: Sequence[float], floor: float, chance: float, planne
 
 def beside_lookup(path: Path = KEPT / "lookup" / "qwen-0.5b-math.json") -> BenchResult:
     """A policy with drafts from the text, timed beside what drafts from it without exits."""
-    (result,) = read_results(path)
+    (result,) = RESULTS.read(path)
     return result
 
 

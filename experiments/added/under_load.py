@@ -8,19 +8,18 @@ from pathlib import Path
 from measured import KEPT, ROOT
 from offramp.report.formats import thousandths, timed_text
 from offramp.report.sections.load import at_most, execution_lines, headline, rows_text
-from offramp.serving.results import LoadExecution, LoadPoint, LoadResult, ServedAside, rate_text, read_load
+from offramp.serving.results import LOADS, LoadExecution, LoadPoint, LoadResult, ServedAside, rate_text
 from picture import LoadLine, over_load
 
-LOADS = KEPT / "load"
 PAGE = ROOT / "docs" / "results" / "load.md"
 AIMS = {"request_throughput": 0.03, "mean_e2el": 0.05, "p95_e2el": 0.09, "p95_ttft": 0.12, "p95_tpot": 0.12}
 """How far a prediction may be from what was served, of each figure."""
 CHANGE, CHANGE_AIM = "saved of mean_e2el", 0.2
 
 
-def loads(folder: Path = LOADS) -> dict[str, LoadResult]:
+def loads(folder: Path = KEPT / "load") -> dict[str, LoadResult]:
     """What `offramp load` wrote, by file name."""
-    return {path.stem: read_load(path) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: LOADS.read(path) for path in sorted(folder.glob("*.json"))}
 
 
 def answers_markdown(results: dict[str, LoadResult]) -> str:

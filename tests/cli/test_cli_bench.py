@@ -19,7 +19,7 @@ from offramp.cli.bench_stage import show
 from offramp.errors import OfframpError
 from offramp.kit.typed import from_json
 from offramp.policies.grammar import parse_policy
-from offramp.timing.results import BenchResult, read_results
+from offramp.timing.results import RESULTS, BenchResult
 from tiny_models import write_llama
 
 POLICY = "static:exit=2"
@@ -64,7 +64,7 @@ def measured(
 
 def test_the_file_and_the_last_line_hold_the_same_results(measured: tuple[Outcome, Path, Path]) -> None:
     outcome, output, _ = measured
-    results = read_results(output)
+    results = RESULTS.read(output)
     assert [from_json(BenchResult, result) for result in outcome.json["results"]] == list(results)
     assert outcome.json["file"] == str(output)
     assert [result.batch for result in results] == [1, 2]
@@ -74,7 +74,7 @@ def test_the_file_and_the_last_line_hold_the_same_results(measured: tuple[Outcom
 
 
 def test_the_last_line_has_every_contender_with_its_answer(measured: tuple[Outcome, Path, Path]) -> None:
-    first = read_results(measured[1])[0]
+    first = RESULTS.read(measured[1])[0]
     found = {one["name"]: one for one in measured[0].json["contenders"]}
     policy = found[f"{POLICY} (propagate)"]
     assert {"answer", "ratio", "low", "high", "executed_agreement", "gain", "counted", "resolution"} <= set(
@@ -92,7 +92,7 @@ def test_the_last_line_has_every_contender_with_its_answer(measured: tuple[Outco
 
 
 def test_predicted_stands_beside_measured(measured: tuple[Outcome, Path, Path]) -> None:
-    for result in read_results(measured[1]):
+    for result in RESULTS.read(measured[1]):
         (forecast,) = result.forecasts
         assert (forecast.policy, forecast.kv, forecast.batch) == (POLICY, "propagate", result.batch)
         assert forecast.predicted is not None
@@ -126,7 +126,7 @@ def test_what_is_shown(measured: tuple[Outcome, Path, Path]) -> None:
 
 def test_a_policy_within_another_is_shown_whole(measured: tuple[Outcome, Path, Path]) -> None:
     name = "shortlist:policy=[threshold:signal=restricted_margin,value=0.5,exits=1+2] (propagate)"
-    result = read_results(measured[1])[0]
+    result = RESULTS.read(measured[1])[0]
     named = tuple(replace(one, name=name) if one.role == "policy" else one for one in result.contenders)
     console = Console(file=io.StringIO(), width=200)
     show(console, replace(result, contenders=named))
@@ -202,7 +202,7 @@ def test_fresh_processes_are_one_measurement(
     sizes = ["--new-tokens", 5, "--prompt-tokens", 8, "--prompts", 2, "--rounds", 1, "--no-peers"]
     command = ["bench", tiny_model, "-p", POLICY, "-w", workload, *sizes, "--processes", 2, "-o", output]
     run_offramp(*command).require(0)
-    (result,) = read_results(output)
+    (result,) = RESULTS.read(output)
     assert result.processes == 2
     assert [(one.process, one.prompt) for one in result.main.clusters] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert result.free_running is not None  # by the first

@@ -15,7 +15,7 @@ from offramp.report import COMBINED_FILE
 from offramp.report.combined import advice
 from offramp.report.run_reading import RunReader
 from offramp.runs.folder import RUN_FILE
-from offramp.timing.results import CombineResult, read_combined, write_combined
+from offramp.timing.results import COMBINED, CombineResult
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
 
@@ -52,7 +52,7 @@ def measured(
 
 def test_the_file_the_page_and_the_last_line_hold_the_same(measured: tuple[Outcome, Path]) -> None:
     outcome, output = measured
-    result = read_combined(output)
+    result = COMBINED.read(output)
     assert from_json(CombineResult, outcome.json["result"]) == result
     assert outcome.json["advice"] == advice(result)
     assert outcome.json["defects"] == []
@@ -88,7 +88,7 @@ def test_what_is_shown(measured: tuple[Outcome, Path]) -> None:
 def test_a_runs_folder_takes_the_file(model: Path, workload: str, tmp_path: Path) -> None:
     (tmp_path / RUN_FILE).write_text("{}")
     run_offramp(*command(model, workload, "--combine", "prompt_lookup", "-o", tmp_path)).require(0)
-    assert read_combined(tmp_path / COMBINED_FILE).combination("prompt_lookup") is not None
+    assert COMBINED.read(tmp_path / COMBINED_FILE).combination("prompt_lookup") is not None
     assert (tmp_path / "combined.html").is_file()
 
 
@@ -134,10 +134,10 @@ def test_a_run_shows_what_was_combined_on_its_model(
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     assert RunReader(run).result().combined is None
     own = RunReader(run).result().provenance["model_fingerprint"]
-    result = read_combined(measured[1])
+    result = COMBINED.read(measured[1])
     for fingerprint, shown in ((own, True), ("another", False)):
         kept = replace(result, circumstances={**result.circumstances, "model_fingerprint": fingerprint})
-        write_combined(run / COMBINED_FILE, kept)
+        COMBINED.write(run / COMBINED_FILE, kept)
         assert (RunReader(run).result().combined == kept) is shown
     (run / COMBINED_FILE).write_text("{}")
     with pytest.raises(DamagedFileError):

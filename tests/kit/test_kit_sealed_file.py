@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,21 @@ def test_a_version_that_is_none_is_said_to_be(tmp_path: Path, version: Any, why:
     write_sealed_json(path, {"schema_version": version, "rows": 3})
     with pytest.raises(DamagedFileError, match=why):
         FILE.read(path)
+
+
+SIZES = SealedFile(tuple[Size, ...], "{name} is damaged", "write them again", kind="sizes", under="sizes")
+
+
+def test_a_record_may_be_one_entry_beside_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "sizes.json"
+    SIZES.write(path, (Size(3), Size(4)))
+    assert SIZES.read(path) == (Size(3), Size(4))
+    value = json.loads(path.read_text())
+    assert SIZES.wrote(value)
+    assert value["sizes"] == [{"rows": 3}, {"rows": 4}]
+    write_sealed_json(path, {"kind": "sizes", "rows": 3})
+    with pytest.raises(DamagedFileError, match="not what offramp writes"):
+        SIZES.read(path)
 
 
 class Named(TomlTable):

@@ -18,7 +18,7 @@ from offramp.serving.arrivals import Demand
 from offramp.serving.figures import over_seeds, ratio_over_seeds, sample_of
 from offramp.serving.predict import ASKED, asks_at
 from offramp.serving.request import Load
-from offramp.serving.results import LoadPoint, LoadResult, LoadServer, paying_intervals, read_load, write_load
+from offramp.serving.results import LOADS, LoadPoint, LoadResult, LoadServer, paying_intervals
 from offramp.serving.simulator import ServedDemand
 from policy_traces import make_shape, make_trace
 
@@ -175,8 +175,8 @@ def test_prediction_of_a_trace(answered: LoadResult) -> None:
 
 
 def test_the_same_question_has_the_same_answer(answered: LoadResult, tmp_path: Path) -> None:
-    write_load(tmp_path / "a.json", answered)
-    assert read_load(tmp_path / "a.json") == answered
+    LOADS.write(tmp_path / "a.json", answered)
+    assert LOADS.read(tmp_path / "a.json") == answered
     page = write_load_page(answered, tmp_path / "a.html").read_text(encoding="utf-8")
     assert page == load_page(answered)
     assert page.count('<svg class="chart') == 2
@@ -186,10 +186,10 @@ def test_the_same_question_has_the_same_answer(answered: LoadResult, tmp_path: P
 
 def test_damage_is_found(answered: LoadResult, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_load(path, answered)
+    LOADS.write(path, answered)
     path.write_text(path.read_text(encoding="utf-8").replace('"rows": 8', '"rows": 9', 1), encoding="utf-8")
     with pytest.raises(offramp.OfframpError, match="no file of offramp load"):
-        read_load(path)
+        LOADS.read(path)
 
 
 def test_no_torch_for_a_prediction() -> None:

@@ -21,12 +21,11 @@ from offramp.timing.decoder import Candidates, DecodedBatch, Decoder, Setting, g
 from offramp.timing.results import (
     LOOKUP,
     NO_TIME,
+    RESULTS,
     BenchResult,
     Cluster,
     Contender,
     contenders_json,
-    read_results,
-    write_results,
 )
 from offramp.timing.stopping import TimeLimits
 
@@ -133,8 +132,8 @@ def test_what_needs_no_exits_and_took_no_turns_is_known() -> None:
 
 
 def test_it_is_read_back_and_stands_in_the_json(tmp_path: Path) -> None:
-    write_results(tmp_path / "bench.json", [result()])
-    (read,) = read_results(tmp_path / "bench.json")
+    RESULTS.write(tmp_path / "bench.json", (result(),))
+    (read,) = RESULTS.read(tmp_path / "bench.json")
     assert read.credit(POLICY, 0.95) == result().credit(POLICY, 0.95)
     by_name = {one["name"]: one["credit"] for one in contenders_json(result())}
     assert by_name[POLICY]["over"] == "cut head"

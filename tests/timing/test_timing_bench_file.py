@@ -15,14 +15,13 @@ from offramp.kit.typed import from_json, to_json
 from offramp.policies.figures import FreeRunning
 from offramp.scoring.estimate import Estimate
 from offramp.timing.results import (
+    RESULTS,
     BenchResult,
     Contender,
     FloorCheck,
     Forecast,
     PartError,
     contenders_json,
-    read_results,
-    write_results,
 )
 
 
@@ -46,8 +45,8 @@ def test_results_survive_json(tmp_path: Path) -> None:
     for result in (plain, full):
         assert from_json(BenchResult, json.loads(json.dumps(to_json(result)))) == result
     path = tmp_path / "bench.json"
-    write_results(path, [plain, full])
-    assert read_results(path) == (plain, full)
+    RESULTS.write(path, (plain, full))
+    assert RESULTS.read(path) == (plain, full)
     kept = json.loads(path.read_text())["results"][0]
     assert len(kept["contenders"][0]["samples"]) == len(kept["contenders"][0]["clusters"]) == 3
     assert (kept["answer"], kept["resolution"]) == ("faster", 0.05)
@@ -92,12 +91,12 @@ def test_a_file_of_something_else_or_of_an_older_schema_is_refused(tmp_path: Pat
     path = tmp_path / "bench.json"
     path.write_text(content)
     with pytest.raises(DamagedFileError, match=r"no file of offramp bench|schema version is") as caught:
-        read_results(path)
+        RESULTS.read(path)
     assert '"schema' not in content or "offramp bench MODEL --policy P -o FILE" in caught.value.fix
 
 
 def test_a_not_a_number_is_not_written(tmp_path: Path) -> None:
     broken = dataclasses.replace(made_up_result(), a_a=Estimate(float("nan")))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_results(tmp_path / "bench.json", [broken])
+        RESULTS.write(tmp_path / "bench.json", (broken,))
     assert list(tmp_path.iterdir()) == []

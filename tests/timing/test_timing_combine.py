@@ -34,8 +34,6 @@ from offramp.timing.results import (
     Combination,
     CombineResult,
     Quality,
-    read_combined,
-    write_combined,
 )
 from offramp.timing.stopping import TimeLimits
 from offramp.timing.variants import kept_layers
@@ -317,19 +315,19 @@ def test_what_ran_is_recorded(result: CombineResult) -> None:
 
 def test_the_file_gives_all_of_it_back(result: CombineResult, tmp_path: Path) -> None:
     path = tmp_path / "combined.json"
-    write_combined(path, result)
-    assert read_combined(path) == result
+    COMBINED.write(path, result)
+    assert COMBINED.read(path) == result
     whole = path.read_text()
     path.write_text(whole.replace('"prune"', '"prime"', 1))
     with pytest.raises(DamagedFileError, match="changed since it was written"):
-        read_combined(path)
+        COMBINED.read(path)
     path.write_text("{}")
     with pytest.raises(DamagedFileError, match="no file of offramp bench --combine"):
-        read_combined(path)
+        COMBINED.read(path)
     for other in ({}, {"result": {"model": "tiny", "unknown": 1}}, {"result": [1]}):
         write_sealed_json(path, {"schema_version": COMBINED.version, "kind": COMBINED.kind, **other})
         with pytest.raises(DamagedFileError, match="it is not what offramp writes"):
-            read_combined(path)
+            COMBINED.read(path)
 
 
 def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:

@@ -277,7 +277,6 @@ def _file_of(output: Path) -> Path:
     """The file that is written: a .json file, or that of a run's folder. Raises InputError for others, and
     where another file stands in its place or in that of its page.
     """
-    from offramp.kit.sealed_file import KIND
     from offramp.report import COMBINED_FILE
     from offramp.runs.folder import RUN_FILE
     from offramp.timing.results import COMBINED
@@ -296,6 +295,6 @@ def _file_of(output: Path) -> Path:
             where=str(output),
             fix=f"give the folder itself: -o {output.parent}",
         )
-    require_json_file(output, "a combination", lambda value: value.get(KIND) == COMBINED.kind)
+    require_json_file(output, "a combination", COMBINED.wrote)
     require_page_room(output)
     return output

@@ -49,13 +49,12 @@ from offramp.timing.decoder import Setting
 from offramp.timing.forecast import expected_position
 from offramp.timing.local_profile import LocalProfile, kept_profile, profile_now
 from offramp.timing.results import (
+    COMBINED,
+    RESULTS,
     BenchResult,
     CombineResult,
     Forecast,
     contenders_json,
-    read_results,
-    write_combined,
-    write_results,
 )
 from offramp.tracing.progress import progress_bar, stage
 from offramp.workloads.shared_text import read_sketch
@@ -77,7 +76,7 @@ def time_and_show(asked: Bench, out: Output) -> None:
     else:
         results = measured_results(asked.load(asked.text), asked, out)
     if asked.output is not None:
-        write_results(asked.output, results)
+        RESULTS.write(asked.output, tuple(results))
         out.say(f"written: {asked.output}")
     out.finish(
         {
@@ -254,7 +253,7 @@ def measured_in_processes(asked: Bench, out: Output) -> list[BenchResult]:
             own = {name: repr(value) if isinstance(value, float) else value for name, value in own.items()}
             with stage(f"timing in process {place + 1} of {asked.processes}"):
                 _run(["bench", *words_of(asked.model, **own)])
-            measured.append(read_results(path))
+            measured.append(RESULTS.read(path))
     results = [merged(same) for same in zip(*measured, strict=True)]
     for result in results:
         show(out.console, result)
@@ -415,7 +414,7 @@ def combine_and_show(asked: Bench, out: Output) -> None:
     show_combined(out.console, result)
     file, page = asked.combined_file, None
     if file is not None:
-        write_combined(file, result)
+        COMBINED.write(file, result)
         page = write_combined_page(result, file.with_suffix(".html"))
         out.say(f"written: {file}", f"written: {page}")
     out.finish(

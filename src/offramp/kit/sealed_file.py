@@ -33,13 +33,16 @@ class SealedFile(Generic[Record]):
     """The word by which it can be told from other kinds, if it has one."""
     apart: Collection[str] = ()
     """Entries that the seal leaves out."""
+    under: str = ""
+    """The entry that the record is; "" where the record's own entries stand beside the header."""
 
     def __post_init__(self) -> None:
         DECLARED.append(self)
 
     def write(self, path: Path, record: Record) -> None:
         """Write a record in one step (see `offramp.files.write_atomically`); a NaN in it is an error."""
-        write_sealed_json(path, {**self._header(), **to_json(record)}, apart=self.apart)
+        entries = {self.under: to_json(record)} if self.under else to_json(record)
+        write_sealed_json(path, {**self._header(), **entries}, apart=self.apart)
 
     def read(self, path: Path) -> Record:
         """The record that was written.
@@ -55,7 +58,7 @@ class SealedFile(Generic[Record]):
         if other is not None:
             raise other
         try:
-            return from_json(self.record, value)
+            return from_json(self.record, value.get(self.under) if self.under else value)
         except InvalidRecordError as error:  # sealed, but by another program
             raise self.refused(path, error) from error
 
@@ -76,7 +79,11 @@ class SealedFile(Generic[Record]):
     def is_of(self, path: Path) -> bool:
         """Whether a file says that it is of this kind, damaged or not."""
         value = json_object_in(path)
-        return value is not None and value.get(KIND) == self.kind
+        return value is not None and self.wrote(value)
+
+    def wrote(self, value: Mapping[str, Any]) -> bool:
+        """The same of its content."""
+        return value.get(KIND) == self.kind
 
     def _of_another_layout(self, path: Path) -> DamagedFileError | None:
         """The error for a file that states another version or kind, None for one that is broken."""

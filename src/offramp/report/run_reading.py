@@ -43,7 +43,7 @@ from offramp.studies.work.trace import FILE as PASSAGE_FILE
 from offramp.studies.work.trace import PASSAGE, TracedModel, TraceWork
 from offramp.studies.work.tune import TunedAnswers, TuneWork
 from offramp.studies.work.work import Work
-from offramp.timing.results import CombineResult, Timing, read_combined
+from offramp.timing.results import COMBINED, CombineResult, Timing
 from offramp.tracing.manifest import read_manifest as read_trace_manifest
 from offramp.tracing.progress import say
 from offramp.tracing.trace import Trace
@@ -304,7 +304,7 @@ class RunReader:
         path = self.folder.path / COMBINED_FILE
         if not path.is_file() or model is None:
             return None
-        combined = read_combined(path)
+        combined = COMBINED.read(path)
         same = combined.circumstances["model_fingerprint"] == model.facts["model_fingerprint"]
         return combined if same else None
 

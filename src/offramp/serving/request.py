@@ -159,7 +159,7 @@ class Load(Executing, Placed, Request):
         for a model that cannot be served.
         """
         from offramp.serving.predict import predicted
-        from offramp.serving.results import write_load
+        from offramp.serving.results import LOADS
 
         if self.execute:
             from offramp.serving.served import served_answer
@@ -168,7 +168,7 @@ class Load(Executing, Placed, Request):
         else:
             result = predicted(self)
         if self.output is not None:
-            write_load(self.output, result)
+            LOADS.write(self.output, result)
         return result
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
@@ -249,25 +248,11 @@ def rate_text(rate: float) -> str:
     return f"{rate:.2g}" if rate < 100 else f"{rate:.0f}"
 
 
-@dataclass(frozen=True)
-class _Loads:
-    result: LoadResult
-
-
 LOADS = SealedFile(
-    _Loads,
+    LoadResult,
     "this is no file of offramp load",
     "ask again: offramp load TRACE --policy P -o FILE",
     version=1,
     kind="load",
+    under="result",
 )
-
-
-def write_load(path: Path, result: LoadResult) -> None:
-    """Keep a result in a JSON file, in one step; a NaN or infinity in it is an error, not a file."""
-    LOADS.write(path, _Loads(result))
-
-
-def read_load(path: Path) -> LoadResult:
-    """The result of a file that `write_load` wrote. Raises DamagedFileError for any other content."""
-    return LOADS.read(path).result

@@ -6,9 +6,8 @@ Plain data without torch, for reports, files and machines.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
@@ -478,51 +477,21 @@ class CombineResult(InTurns):
         return next((way for way in self.combinations if frozenset(way.parts) == wanted), None)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Results:
-    results: tuple[BenchResult, ...]
-
-
 RESULTS = SealedFile(
-    _Results,
+    tuple[BenchResult, ...],
     "this is no file of offramp bench",
     "measure again: offramp bench MODEL --policy P -o FILE",
     version=3,
+    under="results",
 )
-
-
-def write_results(path: Path, results: Sequence[BenchResult]) -> None:
-    """Keep results in a JSON file, in one step; a NaN or infinity in it is an error, not a file."""
-    RESULTS.write(path, _Results(tuple(results)))
-
-
-def read_results(path: Path) -> tuple[BenchResult, ...]:
-    """The results of a file that `write_results` wrote. Raises DamagedFileError for any other content."""
-    return RESULTS.read(path).results
-
-
-@dataclasses.dataclass(frozen=True)
-class _Combined:
-    result: CombineResult
-
-
 COMBINED = SealedFile(
-    _Combined,
+    CombineResult,
     "this is no file of offramp bench --combine",
     "measure again: offramp bench MODEL --combine int8 --combine exits --policy P -o FILE",
     version=2,
     kind="combined",
+    under="result",
 )
-
-
-def write_combined(path: Path, result: CombineResult) -> None:
-    """Keep a result of accelerations together, likewise."""
-    COMBINED.write(path, _Combined(result))
-
-
-def read_combined(path: Path) -> CombineResult:
-    """The result of a file that `write_combined` wrote. Raises DamagedFileError for any other content."""
-    return COMBINED.read(path).result
 
 
 def contenders_json(result: BenchResult) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ from offramp.studies.work.load import LoadWork
 from offramp.studies.work.replay import Replayed
 from offramp.studies.work.score import ScoredTrace
 from offramp.studies.work.work import works
-from offramp.timing.results import TOO_FEW_PROMPTS, BenchResult, CombineResult, Contender, read_combined
+from offramp.timing.results import COMBINED, TOO_FEW_PROMPTS, BenchResult, CombineResult, Contender
 from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tuning.floor import Floor
 from offramp.tuning.pool import FULL_MODEL
@@ -313,7 +313,7 @@ STRATEGIES: Mapping[str, Callable[[Row, Finished], Iterator[StrategyResult]]] = 
 """By the kind of task."""
 
 
-COMBINED = "combined.json"
+COMBINED_FILE = "combined.json"
 """What `offramp bench --combine` adds to a run's folder."""
 APART = "combine"
 """The kind of cells that are no row and no strategy of one."""
@@ -399,9 +399,9 @@ class StudyReader:
 
     def added(self) -> Iterator[CombineResult]:
         """Accelerations together, where they were measured into a run's folder."""
-        path = self.folder.path / COMBINED
+        path = self.folder.path / COMBINED_FILE
         if self.plan.is_run and path.is_file():
-            yield read_combined(path)
+            yield COMBINED.read(path)
 
     def machines(self) -> dict[str, str]:
         """What the machines of finished cells are, by the names that the study gives them."""
