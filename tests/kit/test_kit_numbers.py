@@ -14,7 +14,7 @@ from offramp.cli.command import _kind
 from offramp.cli.main import app
 from offramp.errors import InputError
 from offramp.kit.given_file import Minutes, Number, Positive, Seconds, TomlTable, Whole, checked, read_toml
-from offramp.kit.numbers import LARGEST_COUNT, whole_number
+from offramp.kit.numbers import LARGEST_COUNT, whole_number, whole_runs
 from offramp.kit.request import Field, fields_of, missing
 from offramp.training.request import GateTraining
 
@@ -109,3 +109,8 @@ def test_numbers_in_files_are_bounded(tmp_path: Path, entry: str) -> None:
     with pytest.raises(InputError) as refused:
         checked(Numbers, *read_toml(path, "file"))
     assert f"{path}, line 2" in refused.value.where or "[[[" in entry
+
+
+def test_runs_of_whole_numbers() -> None:
+    assert whole_runs([1, 2, 3, 7, 9, 10]) == [(1, 3), (7, 7), (9, 10)]
+    assert whole_runs([]) == []

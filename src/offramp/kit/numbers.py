@@ -5,8 +5,9 @@ Whatever is computed with such a number stays finite, and can be written to JSON
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -67,6 +68,13 @@ def whole_number(text: str, least: int = 1, most: int = LARGEST_COUNT) -> int | 
         return None
     number = int(text)
     return number if least <= number <= most else None
+
+
+def whole_runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of each run without a gap in rising whole numbers: 1, 2, 3, 7 give (1, 3) and (7, 7)."""
+    runs = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    members = ([number for _, number in run] for _, run in runs)
+    return [(run[0], run[-1]) for run in members]
 
 
 def shown_number(number: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from offramp.costs.token import TokenCosts
+from offramp.kit.numbers import whole_runs
 
 PriceAt = Callable[[int], TokenCosts]
 """Prices of a step by its number of rows: one row is one token of one sequence."""
@@ -88,10 +88,7 @@ class Line:
         if not self.places:
             return ""
         noun = "layer" if self.part in ("layers", "K,V projection") else "exit"
-        runs = []
-        for _, group in itertools.groupby(enumerate(self.places), lambda pair: pair[1] - pair[0]):
-            run = [place for _, place in group]
-            runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+        runs = [f"{first}-{last}" if first < last else f"{first}" for first, last in whole_runs(self.places)]
         return f"{noun}{'s' if len(self.places) > 1 else ''} {', '.join(runs)}"
 
 

@@ -12,7 +12,7 @@ from offramp.costs.counting import depth_fractions, head_flops, layer_flops
 from offramp.defaults import DRAWS, EAS_ALPHA, SEED
 from offramp.errors import InputError
 from offramp.heads.described import read_through, reads_exits
-from offramp.kit.numbers import Whole
+from offramp.kit.numbers import Whole, whole_runs
 from offramp.scoring import components
 from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, ConfidenceDiagnostics, confidence_diagnostics
 from offramp.scoring.card import (
@@ -91,8 +91,8 @@ def layer_curves(
 
 def exit_ranges(exits: NDArray[np.int64]) -> str:
     """A short text for a rising list of exits: [1, 2, 3, 30] -> "exits 1-3, 30", [4] -> "exit 4"."""
-    runs = np.split(exits, np.flatnonzero(np.diff(exits) != 1) + 1)
-    ranges = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    runs = whole_runs(exits.tolist())
+    ranges = ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in runs)
     return f"exit {ranges}" if len(exits) == 1 else f"exits {ranges}"
 
 
