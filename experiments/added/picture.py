@@ -1,13 +1,13 @@
-"""The pictures: what exits add, with intervals; time saved against agreement; latency and gain over load."""
+"""The pictures: what exits add, with intervals; time saved against agreement; plots of pages."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from offramp.report.drawing import Scale, label, line, log_ticks
+from offramp.report.drawing import Key, Scale, label, line
+from offramp.report.plots import Plot
 
 WIDTH, LEFT, RIGHT, ROW = 860, 200, 640, 24
 EDGE = 580
@@ -28,12 +28,8 @@ STYLE = "".join(
         ".wide": "stroke-width:2",
         ".best": f"fill:none;stroke:{INK};stroke-width:1.5",
         ".back": "fill:#fff",
-        ".line": "fill:none",
-        ".paying": "fill:#1a7f37;opacity:.12",
     }.items()
 )
-DASHES = ("none", "6 3", "2 3", "8 3 2 3")
-"""Of lines, so that they differ without colour."""
 KINDS = {"pays": "pays", "does not pay": "not"}
 """Colours of answers; every other one is open."""
 
@@ -51,9 +47,9 @@ class Bar:
     """Whether its own timed answers keep less than what it is held against has to."""
 
 
-def _svg(height: float, title: str, parts: Sequence[str]) -> str:
+def _svg(height: float, title: str, parts: Sequence[str], width: int = WIDTH) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" role="img" '
         f'aria-label="{escape(title)}"><style>{STYLE}</style><rect class="back" width="100%" height="100%"/>'
         f"{label(12, 24, title)}{''.join(parts)}</svg>\n"
     )
@@ -141,60 +137,27 @@ def scatter(title: str, dots: Sequence[Dot]) -> str:
     return _svg(434, title, parts)
 
 
-@dataclass(frozen=True)
-class LoadLine:
-    """One contender over requests per second."""
+COLOURS = ("#0072b2", "#c65300", "#00805f", "#a8508a", "#8a6d00", "#4a4f57")
+"""Of lines, as on a page."""
+OF_A_PAGE = "".join(
+    [
+        ".chart{stroke-width:1}.axis{stroke:#57606a}.pays-area{fill:#1a7f37;opacity:.12}",
+        ".line{fill:none;stroke:currentColor;stroke-width:2}.band{fill:currentColor;opacity:.16}.gap{stroke:currentColor}",
+        "g>circle,g>rect,g>path{fill:currentColor}",
+        *(f".s{place}{{color:{colour}}}" for place, colour in enumerate(COLOURS)),
+    ]
+)
+"""What a plot's drawing needs of a page's style."""
 
-    name: str
-    points: Sequence[tuple[float, float]]
-    """Rate and value, predicted; none where more arrive than are served."""
-    served: Sequence[tuple[float, float]]
-    """The same of requests that were served."""
-    exits: bool
 
-
-def over_load(
-    title: str, axis: str, lines: Sequence[LoadLine], shaded: Sequence[tuple[float, float]] = ()
-) -> str:
-    """An SVG: values over the logarithm of the rate, those of seconds on a logarithm too.
-
-    shaded: rates between which exits pay.
-    """
-    every = [pair for line_ in lines for pair in (*line_.points, *line_.served)]
-    rates, values = [math.log10(rate) for rate, _ in every], [value for _, value in every]
-    seconds = "seconds" in axis
-    heights = [math.log10(value) for value in values] if seconds else [1.0, *values]
-    across = Scale(min(rates) - 0.04, max(rates) + 0.04, 70, EDGE)
-    up = Scale(min(heights) - 0.04, max(heights) + 0.04, 380, 60)
-
-    def at(rate: float, value: float) -> tuple[float, float]:
-        return across(math.log10(rate)), up(math.log10(value) if seconds else value)
-
-    parts = []
-    for low, high in shaded:
-        left, right = across(max(math.log10(low), across.low)), across(min(math.log10(high), across.high))
-        parts.append(f'<rect class="paying" x="{left:.1f}" y="60" width="{right - left:.1f}" height="320"/>')
-    for tick in log_ticks(up.low, up.high) if seconds else up.ticks(6):
-        shown = 10**tick if seconds else tick
-        parts.append(line(70, up(tick), EDGE, up(tick), "grid"))
-        parts.append(label(64, up(tick) + 4, f"{shown:.3g}", anchor="end", style="quiet"))
-    for tick in log_ticks(across.low, across.high):
-        parts.append(label(across(tick), 400, f"{10**tick:.3g}", anchor="middle", style="quiet"))
-    if not seconds:
-        parts.append(line(70, up(1.0), EDGE, up(1.0), "rule"))
-    for place, drawn in enumerate(lines):
-        style, dash = "exits" if drawn.exits else "without", DASHES[place % len(DASHES)]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in (at(*pair) for pair in drawn.points))
-        parts.append(f'<path d="M{path}" class="{style} wide line" stroke-dasharray="{dash}"/>')
-        for pair in drawn.served:
-            x, y = at(*pair)
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="{style}"/>')
-        top = 80 + 20 * place
-        parts.append(
-            f'<path d="M{EDGE + 14} {top - 4}h28" class="{style} wide line" stroke-dasharray="{dash}"/>'
-        )
-        parts.append(label(EDGE + 48, top, drawn.name))
-    said = "requests per second; a line is predicted, a circle was served"
-    parts.append(label((70 + EDGE) / 2, 422, said, anchor="middle", style="quiet"))
-    parts.append(label(12, 48, axis, style="quiet"))
-    return _svg(434, title, parts)
+def of_page(title: str, plot: Plot, keys: Sequence[Key], said: str) -> str:
+    """An SVG: a plot of a page with its legend below it, and what is said of it."""
+    size, top = plot.size, 36
+    place = f'<svg x="12" y="{top}" width="{size.width}" height="{size.height}" '
+    parts = [f"<style>{OF_A_PAGE}</style>", str(plot.svg()).replace("<svg ", place, 1)]
+    for row, key in enumerate(keys):
+        y = top + size.height + 14 + 20 * row
+        swatch = f'<g class="s{key.colour}" transform="translate(84 {y})">{key.swatch}</g>'
+        parts += [swatch, label(122, y + 10, key.name)]
+    foot = top + size.height + 28 + 20 * len(keys)
+    return _svg(foot + 12, title, [*parts, label(84, foot, said, style="quiet")], size.width + 24)

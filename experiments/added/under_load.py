@@ -7,9 +7,17 @@ from pathlib import Path
 
 from measured import KEPT, ROOT
 from offramp.report.formats import thousandths, timed_text
-from offramp.report.sections.load import at_most, execution_lines, headline, rows_text
+from offramp.report.sections.load import (
+    at_most,
+    execution_lines,
+    headline,
+    keys_of,
+    latency_plot,
+    ratio_plot,
+    rows_text,
+)
 from offramp.serving.results import LOADS, LoadExecution, LoadPoint, LoadResult, ServedAside, rate_text
-from picture import LoadLine, over_load
+from picture import of_page
 
 PAGE = ROOT / "docs" / "results" / "load.md"
 AIMS = {"request_throughput": 0.03, "mean_e2el": 0.05, "p95_e2el": 0.09, "p95_ttft": 0.12, "p95_tpot": 0.12}
@@ -86,52 +94,17 @@ def _at(compared: Sequence[ServedAside], figure: str, rate: float) -> list[Serve
     return [aside for aside in compared if (aside.figure, aside.rate) == (figure, rate)]
 
 
-def lines_of(result: LoadResult, name: str) -> list[LoadLine]:
-    """A figure of every contender over the rates; "ratio" is the best without exits over it."""
-
-    def pairs(points: Sequence[LoadPoint], contender: str) -> list[tuple[float, float]]:
-        found = []
-        for point in points:
-            figure = point.ratio if name == "ratio" else (point.figures or {}).get(name)
-            if point.contender == contender and figure is not None:
-                found.append((point.rate, figure.value))
-        return found
-
-    served = () if result.execution is None else result.execution.points
-    exits = {server.name for server in result.with_exits}
-    return [
-        LoadLine(
-            server.name, pairs(result.points, server.name), pairs(served, server.name), server.name in exits
-        )
-        for server in result.servers
-        if name != "ratio" or server.name in exits
-    ]
-
-
-def shaded(result: LoadResult) -> list[tuple[float, float]]:
-    """Rates between which the best contender pays."""
-    intervals = () if result.best is None else result.paying(result.best.name)
-    return [
-        (
-            result.rates[0] if interval.low is None else interval.low,
-            result.rates[-1] if interval.high is None else interval.high,
-        )
-        for interval in intervals
-    ]
-
-
 def pictures(results: dict[str, LoadResult]) -> dict[str, str]:
     """Two SVG of every result, by file name."""
     found = {}
     for name, result in results.items():
         where = f"{result.model} on {result.machine.partition(' (')[0]}"
-        latency, ratio = "p95 of a request, seconds", "times as long without exits; shaded: pays"
-        found[f"load-{name}.svg"] = over_load(
-            f"Latency over load: {where}", latency, lines_of(result, "p95_e2el")
-        )
-        found[f"load-{name}-gain.svg"] = over_load(
-            f"What exits gain over load: {where}", ratio, lines_of(result, "ratio"), shaded(result)
-        )
+        served = "" if result.execution is None else "; a marker was served"
+        for ending, plot, said in (
+            ("", latency_plot(result), f"a line is predicted, with its interval over seeds{served}"),
+            ("-gain", ratio_plot(result), "predicted, with intervals over seeds; shaded: exits pay"),
+        ):
+            found[f"load-{name}{ending}.svg"] = of_page(f"{plot.title}: {where}", plot, keys_of(plot), said)
     return found
 
 

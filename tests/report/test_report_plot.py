@@ -18,6 +18,7 @@ from offramp.report.drawing import (
     DARK_RAMP,
     LETTER,
     LIGHT_RAMP,
+    LogScale,
     Scale,
     contrast,
     hexadecimal,
@@ -37,6 +38,7 @@ from offramp.report.plots import (
     WIDE,
     Axis,
     Bar,
+    Box,
     Plot,
     PlotRow,
     PlotSeries,
@@ -91,6 +93,27 @@ def test_scale_maps_ends():
     assert (scale(10), scale(20), scale(15)) == (100, 0, 50)
     assert scale.holds(20)
     assert not scale.holds(20.1)
+
+
+def test_scale_by_logarithms():
+    scale = LogScale(0.8, 125, 0, 100)
+    assert (scale(0.8), scale(125)) == (0, 100)
+    assert scale(10) == pytest.approx(50)
+    assert scale(0.0) == 0  # below the range
+    assert scale.ticks() == [1, 2, 5, 10, 20, 50, 100]
+    assert LogScale(1.1, 1.3, 0, 100).ticks() == [1.1, 1.3]
+
+
+def test_a_box_ends_with_the_plot_and_an_axis_by_logarithms_holds_what_is_above_0():
+    axes = Axis("rate", log=True), Axis("ratio")
+    series = (PlotSeries("a", curve(1, 10), curve(1, 2), low=curve(0, 1), high=curve(2, 3)),)
+    boxes = (Box(0.0, 5.0, -math.inf, math.inf, "all"),)
+    svg = Plot("Title", "What it shows", *axes, series, boxes, size=PANEL).svg()
+    found = re.search(r'<rect class="all" x="([\d.]+)" y="(\d+)"', svg)
+    assert found is not None
+    assert (float(found[1]), float(found[2])) == (PANEL.left, PANEL.top)
+    assert "inf" not in svg
+    assert not Plot("Title", "What it shows", axes[0], Axis("seconds", log=True), boxes=boxes).svg()
 
 
 def test_nan_breaks_a_line():

@@ -19,9 +19,11 @@ def load(asked: Load, out: Output) -> None:
     """Predict, serve where that was asked for, show it, and keep it."""
     from offramp.kit.typed import to_json
     from offramp.report.sections.load import headline, write_load_page
+    from offramp.serving.results import LOADS
 
     if asked.output is not None:
-        _require_file(asked.output)
+        require_json_file(asked.output, "a load", LOADS.wrote)
+        require_page_room(asked.output)
     result = replace(_near_its_run(asked), progress=True).carry_out()
     show(out.console, result)
     page = None
@@ -41,21 +43,11 @@ def _near_its_run(asked: Load) -> Load:
     place = Path(str(asked.subject))
     if not place.is_dir() or not (is_run_folder(place) or contents_at(place)):
         return asked
-    trace = trace_for(
-        place, next((str(policy) for policy in asked.policies if str(policy).endswith(".json")), None)
-    )
+    files = (str(policy) for policy in asked.policies if str(policy).endswith(".json"))
+    trace = trace_for(place, next(files, None))
     contents = contents_at(trace)
     heads = contents.heads if asked.execute and asked.heads is None and contents else asked.heads
     return replace(asked, subject=trace, hardware=machine_near(contents, asked.hardware), heads=heads)
-
-
-def _require_file(output: Path) -> None:
-    """Refuse an output that cannot be written, or whose page would take another file's place."""
-    from offramp.kit.sealed_file import KIND
-    from offramp.serving.results import LOADS
-
-    require_json_file(output, "a load", lambda value: value.get(KIND) == LOADS.kind)
-    require_page_room(output)
 
 
 def show(console: Console, result: LoadResult) -> None:
@@ -65,7 +57,7 @@ def show(console: Console, result: LoadResult) -> None:
     columns = ("Contender", "Requests", "p95 of a request", "p95 ttft", "p95 tpot", "Without exits")
     console.print(section.circumstances(result), markup=False)
     console.print(section.SERVERS.rich(result.servers))
-    console.print(section.rates_table(result).only(*columns).rich(result.points))
+    console.print(section.POINTS.only(*columns).rich(result.points))
     lines = [f"note: {note}" for note in result.notes]
     if result.execution is not None:
         console.print(section.COMPARED.rich(result.execution.compared))

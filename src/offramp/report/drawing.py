@@ -118,6 +118,22 @@ class Scale:
         return nice_ticks(self.low, self.high, count)
 
 
+class LogScale(Scale):
+    """The same by the logarithm of the data; what lies below the range stands at its lower end."""
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        low, at, high = (math.log10(max(value, self.low)) for value in (self.low, value, self.high))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """1, 2 and 5 times powers of ten within the range, or its ends where these are fewer than two."""
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        within = [tick for tick in ticks if self.holds(tick)]
+        return within if len(within) > 1 else [self.low, self.high]
+
+
 def nice_step(span: float, count: int) -> float:
     """The step of 1, 2 or 5 times a power of ten that comes nearest to `count` ticks over a span."""
     raw = span / count
@@ -130,14 +146,6 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = nice_step(high - low, count)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two logarithms, or these where there are fewer than two."""
-    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
-    found = [power + math.log10(factor) for power in powers for factor in (1, 2, 5)]
-    within = [tick for tick in found if low - 1e-9 <= tick <= high + 1e-9]
-    return within if len(within) > 1 else [low, high]
 
 
 def nice_range(values: Iterable[float], *, include: tuple[float, ...] = ()) -> tuple[float, float] | None:

@@ -18,6 +18,7 @@ from offramp.report.drawing import (
     SERIES_COUNT,
     SERIES_DASHES,
     Key,
+    LogScale,
     Scale,
     box,
     drawing,
@@ -36,6 +37,8 @@ from offramp.scoring.estimate import Estimate
 BANDS = 4
 """Intervals of overlaid lines are drawn for so many of them at most; more bands hide each other."""
 LINE_HEIGHT = 12.0
+LOG_ROOM = 1.12
+"""Times the largest value that an axis by logarithms goes on to, and likewise below the least."""
 
 Curve = NDArray[np.float64]
 Pixel = tuple[float, float]
@@ -66,16 +69,23 @@ PANEL = Size(360, 236, 42, 12, 32, 36)
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis. range: found from the data if left out, `include` within it. ticks: how many, or which."""
+    """An axis. range: found from the data if left out, `include` within it. ticks: how many, or which.
+
+    log: by the logarithm of the data, those above 0.
+    """
 
     name: str
     range: tuple[float, float] | None = None
     number: NumberFormat = decimal
     ticks: int | Sequence[float] = 5
     include: tuple[float, ...] = ()
+    log: bool = False
 
     def scale(self, values: Sequence[float], start: float, end: float) -> Scale | None:
         """From data to pixels; None if there is no range and no value is finite."""
+        if self.log:
+            above = [value for value in values if 0.0 < value < math.inf]
+            return LogScale(min(above) / LOG_ROOM, max(above) * LOG_ROOM, start, end) if above else None
         found = self.range or nice_range(values, include=self.include)
         return None if found is None else Scale(*found, start, end)
 
@@ -115,7 +125,8 @@ class PlotSeries:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of the plot, of a class of the page's style, and what a pointer on it reads."""
+    """A rectangle of the plot, as far as that reaches, of a class of the page's style, and what a pointer on
+    it reads."""
 
     left: float
     right: float
@@ -194,8 +205,8 @@ class Plot(AnyPlot):
             ends = (at, y.end, at, y.start) if rule.axis == "x" else (x.start, at, x.end, at)
             parts.append(line(*ends, "rule", said="" if name else rule.name))
         for area in self.boxes:
-            left, top = x(area.left), y(area.top)
-            width, height = x(area.right) - left, y(area.bottom) - top
+            left, top = x(max(area.left, x.low)), y(min(area.top, y.high))
+            width, height = x(min(area.right, x.high)) - left, y(max(area.bottom, y.low)) - top
             parts.append(box(left, top, width, height, style=area.style, said=area.said))
         parts += [self._series(place, series, x, y) for place, series in enumerate(self.series)]
         parts += names  # last, so that no series crosses them out

@@ -11,7 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from offramp.files import write_text_atomically
-from offramp.report.drawing import SERIES_COUNT, Key, drawn, legend, log_ticks
+from offramp.kit.numbers import whole_runs
+from offramp.report.drawing import SERIES_COUNT, Key, drawn, legend
 from offramp.report.formats import (
     counted,
     decimal,
@@ -26,8 +27,8 @@ from offramp.report.formats import (
 )
 from offramp.report.html import fragment
 from offramp.report.names import PLACE
-from offramp.report.plots import WIDE, Axis, Box, Curve, Plot, PlotSeries, ReferenceLine
-from offramp.report.table import Cell, Column, Table
+from offramp.report.plots import WIDE, Axis, Box, Plot, PlotSeries, ReferenceLine
+from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.scoring.estimate import Estimate
 from offramp.serving.results import (
     LoadExecution,
@@ -40,8 +41,7 @@ from offramp.serving.results import (
 )
 from offramp.studies.comparison.results import Comparison, UnderLoad
 
-MARGIN = 0.05
-"""Of the logarithm of rates, beyond the first and the last."""
+RATES = Axis("requests per second", number=rate_text, log=True)
 Reading = Callable[[LoadPoint], Estimate | None]
 
 
@@ -83,14 +83,17 @@ def load_page(result: LoadResult) -> str:
     rungs = [(point.contender, point.rate, share) for point in result.points for share in point.rungs]
     tables = {
         "contenders": SERVERS.html(result.servers),
-        "rates": rates_table(result).html(_ordered(result)),
+        "rates": POINTS.html(_ordered(result)),
         "rungs": RUNGS.html(rungs),
         "served": ""
         if execution is None
         else fragment("load", "served", execution_lines(execution), COMPARED.html(execution.compared)),
     }
     title = f"At which load does early exit pay on {result.model}?"
-    figures = [latency_figure(result), ratio_figure(result)]
+    figures = [
+        _figure_of(latency_plot(result), result, "p95 of a request"),
+        _figure_of(ratio_plot(result), result, "Without exits over it"),
+    ]
     notes = [*result.notes, circumstances(result)]
     return fragment("load", "page", title, headline(result), sentences(result), figures, tables, notes)
 
@@ -105,13 +108,8 @@ def rows_text(rows: Sequence[int] | None) -> str | None:
     """Numbers of rows as ranges: "1 to 4, 9 to 16 rows"; nothing where there is nobody to ask."""
     if rows is None:
         return None
-    found: list[list[int]] = []
-    for count in rows:
-        if found and found[-1][-1] == count - 1:
-            found[-1][1:] = [count]
-        else:
-            found.append([count])
-    return f"{', '.join(' to '.join(map(str, ends)) for ends in found)} rows" if found else "no rows"
+    runs = [f"{first} to {last}" if first < last else f"{first}" for first, last in whole_runs(rows)]
+    return f"{', '.join(runs) or 'no'} rows"
 
 
 def at_most(capacity: float) -> str:
@@ -131,98 +129,72 @@ def _shown(estimate: Estimate | None, number: Callable[[float], str]) -> str:
     return "saturated" if estimate is None else estimate_text(estimate, number)
 
 
-def _ends(result: LoadResult) -> tuple[float, float]:
-    return math.log10(result.rates[0]) - MARGIN, math.log10(result.rates[-1]) + MARGIN
-
-
-def _rates_axis(result: LoadResult) -> Axis:
-    ends = _ends(result)
-    return Axis("requests per second", ends, lambda value: rate_text(10**value), log_ticks(*ends))
-
-
-def _series(
-    name: str, place: int, points: Sequence[LoadPoint], of: Reading, number: Callable[[float], str], log: bool
+def _line(
+    place: int, name: str, points: Sequence[LoadPoint], of: Reading, number: Callable[[float], str]
 ) -> PlotSeries:
-    """A contender's readings over the logarithm of the rate."""
-
-    def curve(end: str) -> Curve:
-        values = [getattr(of(point), end, None) for point in points]
-        found = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-        return np.asarray(np.log10(np.where(found > 0, found, np.nan)) if log else found)
-
+    """A contender's readings over the rate."""
+    value, low, high = (
+        np.array([getattr(of(point), end, None) for point in points], dtype=np.float64)
+        for end in ("value", "low", "high")
+    )
     said = [f"{name}: {_shown(of(point), number)} at {point.rate:g} requests/s" for point in points]
-    rates = np.log10([point.rate for point in points])
-    colour = place % SERIES_COUNT
-    return PlotSeries(name, rates, curve("value"), colour, colour, curve("low"), curve("high"), said=said)
+    rates, colour = np.array([point.rate for point in points]), place % SERIES_COUNT
+    return PlotSeries(name, rates, value, colour, colour, low, high, said=said)
 
 
-def _drawn_values(series: Sequence[PlotSeries]) -> Curve:
-    """All that is drawn of some lines, their intervals too: float64 [values], finite ones."""
-    curves = [curve for line in series for curve in (line.y, line.low, line.high) if curve is not None]
-    values = np.concatenate(curves) if curves else np.zeros(0)
-    return np.asarray(values[np.isfinite(values)])
-
-
-def latency_figure(result: LoadResult) -> Markup:
+def latency_plot(result: LoadResult) -> Plot:
     """p95 of a request's seconds over the rate, a line a contender; markers where it was served."""
     measured = () if result.execution is None else result.execution.points
-    series, keys = [], []
+    series = []
     for place, server in enumerate(result.servers):
-        line = _series(server.name, place, result.of(server.name), _figure, duration, True)
+        line = _line(place, server.name, result.of(server.name), _figure, duration)
         series.append(replace(line, markers=0 if measured else 7))
-        keys.append(Key(server.name, line.colour, line.shape))
         own = [point for point in measured if point.contender == server.name and point.figures]
-        if own:
-            served = _series(f"{server.name}, served", place, own, _figure, duration, True)
-            series.append(replace(served, style="", whiskers=True))
-    finite = _drawn_values(series)
-    if not len(finite):
-        return Markup()
-    ends = float(finite.min()) - MARGIN, float(finite.max()) + MARGIN
+        served = _line(place, f"{server.name}, served", own, _figure, duration)
+        series += [replace(served, style="", whiskers=True)] if own else []
     note = (
         "Nineteen of twenty requests are done within this time, from arrival to the last token. A line is "
         "predicted, with its interval over seeds, and ends where more requests arrive than are served"
         f"{'; a marker was served' if measured else ''}."
     )
-    seconds = Axis("p95 of a request", ends, lambda value: duration(10**value), log_ticks(*ends))
-    axes = _rates_axis(result), seconds
-    plot = Plot("Latency over load", note, *axes, tuple(series), size=WIDE, style="wide")
-    data = rates_table(result).only("Contender", "Requests", "p95 of a request").html(_ordered(result))
-    return drawn(plot, data, legend=legend(keys))
+    seconds = Axis("p95 of a request", number=duration, log=True)
+    return Plot("Latency over load", note, RATES, seconds, tuple(series), size=WIDE, style="wide")
 
 
-def ratio_figure(result: LoadResult) -> Markup:
+def ratio_plot(result: LoadResult) -> Plot:
     """How many times as long the best without exits takes, rates at which the best contender pays shaded."""
-    best, asked = (
-        result.best,
-        [place for place, server in enumerate(result.servers) if server in result.with_exits],
+    series = tuple(
+        _line(place, server.name, result.of(server.name), lambda point: point.ratio, times)
+        for place, server in enumerate(result.servers)
+        if server in result.with_exits
     )
-    series = []
-    for place in asked:
-        name = result.servers[place].name
-        series.append(_series(name, place, result.of(name), lambda point: point.ratio, times, False))
-    finite = _drawn_values(series)
-    if best is None or not len(finite):
-        return Markup()
-    bottom, top = min(float(finite.min()), 0.9), max(float(finite.max()), 1.1)
-    first, last = _ends(result)
-    boxes = []
-    for interval in result.paying(best.name):
-        low, high = (None if end is None else math.log10(end) for end in (interval.low, interval.high))
-        sides = first if low is None else low, last if high is None else high
-        boxes.append(Box(*sides, bottom, top, "pays-area", f"{best.name} pays: {interval.benefit}"))
+    best = result.best.name if result.best else ""
+    boxes = tuple(
+        Box(
+            *(interval.low or 0.0, interval.high or math.inf, -math.inf, math.inf, "pays-area"),
+            f"{best} pays: {interval.benefit}",
+        )
+        for interval in result.paying(best)
+    )
     note = (
         "p95 of the best without exits over that of each contender, on the same demands: above 1 exits are "
-        f"faster. Shaded: where {best.name} pays. No point where one of the two is saturated."
+        f"faster. Shaded: where {best} pays. No point where one of the two is saturated."
     )
-    ratio = Axis("times as long without exits", (bottom, top), plain_tick)
+    ratio = Axis("times as long without exits", number=plain_tick, include=(0.9, 1.1))
     rules = (ReferenceLine("y", 1.0, "as fast as without exits"),)
-    axes, title = (_rates_axis(result), ratio), "What exits gain over load"
-    plot = Plot(title, note, *axes, tuple(series), tuple(boxes), rules, WIDE, style="wide")
-    rows = [point for point in _ordered(result) if point.ratio is not None]
-    data = rates_table(result).only("Contender", "Requests", "Without exits over it").html(rows)
-    keys = [Key(line.name, line.colour, line.shape) for line in series]
-    return drawn(plot, data, legend=legend(keys))
+    title = "What exits gain over load"
+    return Plot(title, note, RATES, ratio, series, boxes, rules, WIDE, style="wide")
+
+
+def keys_of(plot: Plot) -> list[Key]:
+    """What its lines are called."""
+    return [Key(line.name, line.colour, line.shape) for line in plot.series if line.style]
+
+
+def _figure_of(plot: Plot, result: LoadResult, column: str) -> Markup:
+    """A plot with the same numbers as a table; nothing where there is nothing to draw."""
+    data = POINTS.only("Contender", "Requests", column).html(_ordered(result))
+    return drawn(plot, data, legend=legend(keys_of(plot))) if plot.svg() else Markup()
 
 
 UNDER_LOAD: Table[UnderLoad] = Table(
@@ -259,43 +231,41 @@ SERVERS: Table[LoadServer] = Table(
     caption="Who serves",
     words=2,
 )
-NAMED: dict[str, tuple[str, Callable[[float], str]]] = {
-    "p95 of a request (e2el)": ("p95_e2el", duration),
-    "Mean e2el": ("mean_e2el", duration),
-    "p95 ttft": ("p95_ttft", duration),
-    "p95 tpot": ("p95_tpot", duration),
-    "p99 itl": ("p99_itl", duration),
-    "request_throughput": ("request_throughput", "{:.3g}/s".format),
-    "request_goodput": ("request_goodput", "{:.3g}/s".format),
-    "Rows": ("rows", decimal),
-    "Layers a token": ("layers", decimal),
-    "Tokens kept": ("agreement", percent),
-}
-"""Columns of figures, by what they are called, with the name of the figure and how it is written."""
 
 
-def rates_table(result: LoadResult) -> Table[LoadPoint]:
-    """Every contender at every rate, in vLLM's names."""
+def _column(name: str, figure: str, number: Callable[[float], str]) -> Column[LoadPoint]:
+    """A figure of a contender at a rate."""
 
-    def figure(name: str) -> Callable[[LoadPoint], Estimate | Cell | None]:
-        return lambda point: Cell("saturated", tone="quiet") if point.saturated else _figure(point, name)
+    def shown(point: LoadPoint) -> Estimate | Cell | None:
+        return Cell("saturated", tone="quiet") if point.saturated else _figure(point, figure)
 
-    named = [
-        (column, *of) for column, of in NAMED.items() if result.asked["slo"] or column != "request_goodput"
-    ]
-    return Table(
-        (
-            Column("Contender", lambda point: point.contender),
-            Column("Requests per second", lambda point: point.rate, "{:g}".format),
-            *(Column[LoadPoint](column, figure(name), number) for column, name, number in named),
-            Column("Without exits over it", lambda point: point.ratio, times),
-            Column("Gain", lambda point: point.benefit),
-        ),
-        caption="Every contender at every rate",
-        words=1,
-    )
+    return Column(name, shown, number)
 
 
+def _goodput(point: LoadPoint) -> Estimate | None:
+    return _figure(point, "request_goodput")
+
+
+POINTS: Table[LoadPoint] = Table(
+    (
+        Column("Contender", lambda point: point.contender),
+        Column("Requests per second", lambda point: point.rate, "{:g}".format),
+        _column("p95 of a request (e2el)", "p95_e2el", duration),
+        _column("Mean e2el", "mean_e2el", duration),
+        _column("p95 ttft", "p95_ttft", duration),
+        _column("p95 tpot", "p95_tpot", duration),
+        _column("p99 itl", "p99_itl", duration),
+        _column("request_throughput", "request_throughput", "{:.3g}/s".format),
+        Column("request_goodput", _goodput, "{:.3g}/s".format, idle=NOTHING),
+        _column("Rows", "rows", decimal),
+        _column("Layers a token", "layers", decimal),
+        _column("Tokens kept", "agreement", percent),
+        Column("Without exits over it", lambda point: point.ratio, times),
+        Column("Gain", lambda point: point.benefit),
+    ),
+    caption="Every contender at every rate",
+    words=1,
+)
 RUNGS: Table[tuple[str, float, RungShare]] = Table(
     (
         Column("Contender", lambda row: row[0]),
