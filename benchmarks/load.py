@@ -32,8 +32,8 @@ import numpy as np
 
 import offramp
 from offramp.scoring.estimate import Estimate
-from offramp.serving.arrivals import Demand
-from offramp.serving.figures import ratio_over_seeds
+from offramp.serving.predict import ratio_over_seeds
+from offramp.serving.simulator import Demand
 from synthetic_trace import write_synthetic_trace
 
 ROWS = (1, 2, 4, 8, 16, 32)
@@ -112,7 +112,8 @@ def _simulated(arrival: Any, service: float) -> Any:
     from offramp.policies.grammar import parse_policy
     from offramp.serving.contenders import PLAIN, LoadContender, Rung
     from offramp.serving.prices import StepPrices
-    from offramp.serving.simulator import ServerLimits, simulate
+    from offramp.serving.request import ServerLimits
+    from offramp.serving.simulator import simulate
 
     ones, nothing = np.ones(len(arrival), dtype=np.int64), np.zeros((1, 2, 2))
     free, at = np.zeros(2), np.array([0.0, 1.0])
@@ -125,7 +126,7 @@ def _simulated(arrival: Any, service: float) -> Any:
     demand = Demand(arrival, ones, ones, np.zeros((len(arrival), 2)))
     answers = [np.zeros(1, dtype=np.int64)] * len(arrival)
     plain = LoadContender("plain", PLAIN, (rung,))
-    served = simulate(demand, answers, plain, prices, ServerLimits(1, 1))
+    served = simulate(demand, answers, plain, prices, ServerLimits(rows=1, budget=1))
     return np.array([times[-1] for times in served.times]) - arrival
 
 
@@ -149,10 +150,10 @@ def gain(options: argparse.Namespace) -> dict[str, Any]:
         for seed in range(options.seeds):
             demand = place.first(place.some_demand(1000 * rows + seed), rows)
             demand = replace(demand, output=np.full(rows, options.new_tokens))
-            loops = {one.name: place.loop(one, prices[one.name]) for one in contenders}
+            loops = {own.name: place.loop(own, prices[own.name]) for own in contenders}
             servers = place.serve(demand, {**loops, AGAIN: place.loop(plain)}, seed)
             for name, server in servers.items():
-                seconds.setdefault(name, []).append(server.now - max(times[0] for times in server.times))
+                seconds.setdefault(name, []).append(server.decoding)
                 layers[name] = float(server.layers.sum()) / (rows * (options.new_tokens - 1))
         found[str(rows)] = {
             "a_a": _ends(ratio_over_seeds(seconds[plain.name], seconds[AGAIN])),

@@ -9,10 +9,10 @@ import numpy as np
 
 from offramp.policies.grammar import parse_policy
 from offramp.scoring.documents import DocumentRows
-from offramp.serving.arrivals import Demand
 from offramp.serving.contenders import POLICY, LoadContender, Rung
 from offramp.serving.prices import StepPrices
-from offramp.serving.simulator import ServerLimits
+from offramp.serving.request import ServerLimits
+from offramp.serving.simulator import Demand
 
 
 def prices(

@@ -10,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import offramp
-from offramp.serving.arrivals import (
-    Objectives,
-    RequestLengths,
-    demand_of,
-    read_arrivals,
-    read_rates,
-)
+from offramp.serving.request import Objectives, RequestLengths, read_arrivals, read_rates
+from offramp.serving.simulator import demand_of
 
 
 @pytest.mark.parametrize(("text", "cv"), [("poisson", 1.0), ("gamma:cv=4", 4.0), ("gamma:cv=0.5", 0.5)])

@@ -10,8 +10,8 @@ import pytest
 from slow_server import documents
 
 import offramp
-from offramp.serving.arrivals import Demand
-from offramp.serving.contenders import answers_of, contenders_of
+from offramp.serving.contenders import contenders_of
+from offramp.serving.simulator import Demand, answers_of
 from offramp.tuning.tuned import Tuned, write_tuned
 from policy_traces import make_shape, make_trace
 

@@ -9,11 +9,11 @@ import pytest
 from slow_server import contender, documents, prices
 
 from offramp.scoring.documents import DocumentRows
-from offramp.serving.arrivals import Demand, RequestLengths, demand_of, read_arrivals
-from offramp.serving.contenders import LADDER, LoadContender, answers_of
+from offramp.serving.contenders import LADDER, LoadContender
 from offramp.serving.predict import rung_shares
+from offramp.serving.request import RequestLengths, ServerLimits, read_arrivals
 from offramp.serving.results import RungShare
-from offramp.serving.simulator import ServedDemand, ServerLimits, simulate
+from offramp.serving.simulator import Demand, ServedDemand, answers_of, demand_of, simulate
 
 EASY, HARD, LENGTH = 300, 100, 40
 
@@ -26,15 +26,15 @@ def ladder(seed: int) -> tuple[LoadContender, DocumentRows]:
     chance = np.repeat(np.where(np.arange(count) < EASY, 0.02, 0.2), LENGTH)
     kept = np.ones((2, count * LENGTH), dtype=np.bool_)
     kept[0] = draw.random(count * LENGTH) >= chance
-    rung = replace(bold.rungs[0], exits=np.full(count * LENGTH, 2), kept=kept)
-    own = LoadContender("ladder", LADDER, (cautious.rungs[0], rung), (0, 6))
+    rung = replace(bold.rungs[0], exits=np.full(count * LENGTH, 2), kept=kept, queue=6)
+    own = LoadContender("ladder", LADDER, (cautious.rungs[0], rung))
     return own, documents([LENGTH] * count)
 
 
 def served(demand: Demand, seed: int) -> tuple[LoadContender, ServedDemand]:
     own, rows = ladder(seed)
     by = prices((2,), rows=8)
-    return own, simulate(demand, answers_of(rows, demand), own, by, ServerLimits(8, 64))
+    return own, simulate(demand, answers_of(rows, demand), own, by, ServerLimits(rows=8, budget=64))
 
 
 def bold_share(found: list[tuple[LoadContender, ServedDemand]]) -> RungShare:

@@ -14,12 +14,12 @@ import offramp
 from offramp.decoding.engine.build import engine_of
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
-from offramp.serving.arrivals import Demand
 from offramp.serving.batching import BatchedRequests, require_batching
 from offramp.serving.contenders import POLICY, LoadContender, Rung
 from offramp.serving.loop import ServedLoop
+from offramp.serving.request import ServerLimits
 from offramp.serving.served import LoadServed, in_turns
-from offramp.serving.simulator import ServerLimits, simulate
+from offramp.serving.simulator import Demand, simulate
 
 VOCABULARY, LAYERS, REQUESTS = 97, 4, 8
 
@@ -123,7 +123,7 @@ def test_tokens_and_row_layers_are_those_of_generate(model: Model, policy: str) 
         layers += found.layers_executed
         assert server.layers[place] == sum(found.exits[1:])
     assert server.batch.answers == expected
-    assert loop.row_layers == layers
+    assert loop.meter.executed == layers
     if policy != "never":
         assert 0.1 < np.mean([exit < LAYERS for log in loop.log for exit in log.exits]) < 0.9
 
@@ -141,7 +141,7 @@ def test_requests_join_and_end_when_the_simulator_says_so(model: Model, rows: in
         final=0.0 * constant,
     )
     answers = [np.zeros(int(output), dtype=np.int64) for output in server.demand.output]
-    found = simulate(server.demand, answers, plain, by, ServerLimits(rows, budget))
+    found = simulate(server.demand, answers, plain, by, ServerLimits(rows=rows, budget=budget))
     for ours, theirs in zip(found.times, server.times, strict=True):
         assert ours == pytest.approx(theirs)
 
@@ -174,7 +174,8 @@ def test_gain_leaves_where_it_saves_time_only(model: Model) -> None:
 
 def test_a_ladder_keeps_the_rung_of_admission(model: Model) -> None:
     bold, cautious = serving("static:exit=2"), serving("never")
-    ladder = LoadContender("ladder", "ladder", (cautious.rungs[0], bold.rungs[0]), (0, 3))
+    rungs = (cautious.rungs[0], replace(bold.rungs[0], queue=3))
+    ladder = LoadContender("ladder", "ladder", rungs)
     server = served(model, ServedLoop(engine_of(model), ladder))
     depth = np.where(server.rung == 0, LAYERS, 2) * (server.demand.output - 1)
     assert server.layers.tolist() == depth.tolist()

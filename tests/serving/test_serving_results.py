@@ -14,12 +14,10 @@ import offramp
 from offramp.policies.short_names import short_name
 from offramp.report.sections.load import headline, load_page, rows_text, write_load_page
 from offramp.scoring.estimate import Estimate
-from offramp.serving.arrivals import Demand
-from offramp.serving.figures import over_seeds, ratio_over_seeds, sample_of
-from offramp.serving.predict import ASKED, asks_at
+from offramp.serving.predict import ASKED, asks_at, over_seeds, ratio_over_seeds, sample_of
 from offramp.serving.request import Load
 from offramp.serving.results import LOADS, LoadPoint, LoadResult, LoadServer, paying_intervals
-from offramp.serving.simulator import ServedDemand
+from offramp.serving.simulator import Demand, ServedDemand
 from policy_traces import make_shape, make_trace
 
 WORTH = 0.05

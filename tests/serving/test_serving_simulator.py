@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from slow_server import contender, documents, prices, served_slowly, some_demand
 
-from offramp.serving.arrivals import Demand
-from offramp.serving.contenders import answers_of
-from offramp.serving.simulator import ServerLimits, simulate
+from offramp.serving.request import ServerLimits
+from offramp.serving.simulator import Demand, answers_of, simulate
 
 DOCUMENTS = documents([100, 150, 150])
 
@@ -25,7 +24,7 @@ def test_as_a_slow_server(
 ) -> None:
     demand = some_demand(60, rate, seed=7)
     one, by = contender(stops), prices(stops, slope=0.001)
-    limits = ServerLimits(rows, budget, rule, padded)  # type: ignore[arg-type]
+    limits = ServerLimits(rows=rows, budget=budget, rule=rule, padded=padded)  # type: ignore[arg-type]
     answers = answers_of(DOCUMENTS, demand)
     served = simulate(demand, answers, one, by, limits)
     slowly = served_slowly(demand, answers, one, by, limits)
@@ -38,7 +37,7 @@ def test_by_hand() -> None:
     demand = Demand(np.array([0.0, 1.0]), np.array([2, 5]), np.array([2, 1]), np.zeros((2, 2)))
     by = prices(layers=3, prompt=lambda tokens, past: 2.0 * tokens)
     one = contender(layers=3)
-    served = simulate(demand, answers_of(DOCUMENTS, demand), one, by, ServerLimits(1, 4))
+    served = simulate(demand, answers_of(DOCUMENTS, demand), one, by, ServerLimits(rows=1, budget=4))
     # Prompt of two tokens: 4 + 0.65 + 0.3; then a token: 3 + 0.65 + 0.32.
     assert served.times[0].tolist() == pytest.approx([4.95, 8.92])
     # Then five tokens in pieces of four and one: 8 + 0.3, and 2 + 0.65 + 0.3.
@@ -53,7 +52,9 @@ def waits(busy: float, count: int, seed: int) -> tuple[NDArray[np.float64], NDAr
     arrival, ones = np.cumsum(gaps), np.ones(count, dtype=np.int64)
     by = prices(prompt=lambda tokens, past: 1.0 - 0.65 - 0.3)
     demand = Demand(arrival, ones, ones, np.zeros((count, 2)))
-    served = simulate(demand, [np.zeros(1, dtype=np.int64)] * count, contender(), by, ServerLimits(1, 1))
+    served = simulate(
+        demand, [np.zeros(1, dtype=np.int64)] * count, contender(), by, ServerLimits(rows=1, budget=1)
+    )
     return gaps, np.array([times[-1] for times in served.times]) - arrival - 1.0
 
 
@@ -87,7 +88,7 @@ def test_every_request_is_served_once_and_in_order(
 ) -> None:
     demand = some_demand(count, rate, seed)
     answers = answers_of(DOCUMENTS, demand)
-    limits = ServerLimits(rows, rows + extra, rule)  # type: ignore[arg-type]
+    limits = ServerLimits(rows=rows, budget=rows + extra, rule=rule)  # type: ignore[arg-type]
     served = simulate(demand, answers, contender(stops), prices(stops), limits)
     assert [len(times) for times in served.times] == demand.output.tolist()
     firsts = [times[0] for times in served.times]
@@ -106,10 +107,10 @@ def test_gain_is_never_slower_than_the_full_model_where_leaving_is_free_to_refus
     """A policy's step is at most a checked full step; where checks pay, and rows leave, it is shorter."""
     demand = some_demand(80, 0.02, seed=3)
     answers = answers_of(DOCUMENTS, demand)
-    plain = simulate(demand, answers, contender(), prices(), ServerLimits(4, 8))
-    gain = simulate(demand, answers, contender((2,)), prices((2,)), ServerLimits(4, 8))
+    plain = simulate(demand, answers, contender(), prices(), ServerLimits(rows=4, budget=8))
+    gain = simulate(demand, answers, contender((2,)), prices((2,)), ServerLimits(rows=4, budget=8))
     assert gain.busy < plain.busy
     dear = prices((2,), probe=50.0 * (np.arange(9) > 0)[None])
-    refused = simulate(demand, answers, contender((2,)), dear, ServerLimits(4, 8))
+    refused = simulate(demand, answers, contender((2,)), dear, ServerLimits(rows=4, budget=8))
     assert refused.busy == pytest.approx(plain.busy)
     assert not refused.lost.any()

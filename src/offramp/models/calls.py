@@ -136,13 +136,14 @@ class LayerCall:
 
     def with_cache(self, view: Any, cache: Any) -> LayerCall:
         """The same call with the cache itself in the place of a view of it."""
-        return self._with(lambda value: cache if value is view else value)
+        return self.changed(lambda value: cache if value is view else value)
 
     def with_handed_on(self, output: Any) -> LayerCall:
         """The same call with what layer 1 handed on in its output."""
-        return self._with(lambda value: output[value.place] if isinstance(value, HandedOn) else value)
+        return self.changed(lambda value: output[value.place] if isinstance(value, HandedOn) else value)
 
-    def _with(self, changed: Callable[[Any], Any]) -> LayerCall:
+    def changed(self, changed: Callable[[Any], Any]) -> LayerCall:
+        """The same call with each argument but the hidden state as something makes it."""
         keywords = {name: changed(value) for name, value in self.keywords.items()}
         before, after = (tuple(map(changed, values)) for values in (self.before, self.after))
         return LayerCall(before, after, keywords, self.name)

@@ -80,9 +80,8 @@ class BatchedRequests:
         self._cache = self._processor.cache
         self.kinds = list(self._cache.cache_allocators.values())
         """Of layers, by what they attend to."""
-        self.kind_of: dict[int, int] = {
-            layer: kind.index for layer, kind in self._cache.layer_to_allocator.items()
-        }
+        allocators = self._cache.layer_to_allocator
+        self.kind_of: dict[int, int] = {layer: kind.index for layer, kind in allocators.items()}
         self.windows = tuple(getattr(kind, "sliding_window", None) for kind in self.kinds)
         """How far back each kind attends, None for all."""
         self.answers: dict[str, list[int]] = {}
@@ -124,27 +123,17 @@ class BatchedRequests:
         ends = given["cu_seq_lens_q"].tolist()
         contexts = [given["cu_seq_lens_k"][kind.layer_type].tolist() for kind in self.kinds]
         ids, positions = given["input_ids"][0].long(), given["position_ids"][0].long()
-        found = []
-        for place, own_request in enumerate(batch.requests_in_batch):
-            own = slice(ends[place], ends[place + 1])
+        pieces = []
+        for place, request in enumerate(batch.requests_in_batch):
+            own, name = slice(ends[place], ends[place + 1]), request.state.request_id
             write = tuple(index[own] for index in given["write_index"])
             read = tuple(
                 index[limits[place] : limits[place + 1]] if index.numel() else index
                 for index, limits in zip(given["read_index"], contexts, strict=True)
             )
-            decodes = own_request.state.generated_len() > 0
-            found.append(
-                StepPiece(
-                    own_request.state.request_id,
-                    ids[own],
-                    positions[own],
-                    decodes,
-                    own_request.has_new_token,
-                    write,
-                    read,
-                )
-            )
-        return found
+            decodes, speaks = request.state.generated_len() > 0, request.has_new_token
+            pieces.append(StepPiece(name, ids[own], positions[own], decodes, speaks, write, read))
+        return pieces
 
     def kept(self, layer: int) -> tuple[Tensor, Tensor]:
         """K and V of a layer, counted from 0, as places see them: [places, heads, size]."""
@@ -154,10 +143,9 @@ class BatchedRequests:
     def exchanged(self, layer: int, keys: Tensor, values: Tensor, piece: StepPiece) -> tuple[Tensor, Tensor]:
         """Write a piece of a prompt [tokens, heads, size]; what it attends to [context, heads, size]."""
         kind = self.kind_of[layer]
-        found: tuple[Tensor, Tensor] = self.kinds[kind].update(
-            keys, values, layer, piece.read[kind], piece.write[kind]
-        )
-        return found
+        places = piece.read[kind], piece.write[kind]
+        states: tuple[Tensor, Tensor] = self.kinds[kind].update(keys, values, layer, *places)
+        return states
 
 
 def require_batching(hf: Any, trial: Callable[[], str | None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,12 +19,11 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.prices import Needs
 from offramp.policies.rules.short_list import with_short_head
 from offramp.policies.short_names import short_name
-from offramp.scoring.documents import DocumentRows
-from offramp.serving.arrivals import Demand, Integers
 from offramp.tracing.trace import Trace
 from offramp.tuning.predict import named_policy
 from offramp.tuning.tuned import Tuned
 
+Integers = NDArray[np.int64]
 PLAIN, SHORT_LIST, POLICY, LADDER = "plain", "short list", "policy", "ladder"
 """Roles of those that serve; the first two have no exits."""
 
@@ -81,7 +80,7 @@ class Rung:
 
     exits: int64 [tokens], where each is let go. kept: bool [stops + 1, tokens], whether the output at each
     stop, an exit below L where it may leave, and at L, is the full model's. floor: the agreement that it is
-    certified to keep, None without a certificate.
+    certified to keep, None without a certificate. queue: of a ladder, from how many requests on it is taken.
     """
 
     policy: ExitPolicy
@@ -91,6 +90,7 @@ class Rung:
     stops: tuple[int, ...]
     layers: int
     floor: float | None = None
+    queue: int = 0
 
     @property
     def loss(self) -> float:
@@ -112,12 +112,11 @@ class Rung:
 
 @dataclass(frozen=True)
 class LoadContender:
-    """One way to serve. least: of each rung, from how many requests on it is taken."""
+    """One way to serve: with one policy, or with those of a ladder from cautious to bold."""
 
     name: str
     role: str
     rungs: tuple[Rung, ...]
-    least: tuple[int, ...] = (0,)
 
     @property
     def layers(self) -> int:
@@ -140,10 +139,9 @@ class LoadContender:
     @property
     def text(self) -> str:
         """Its policy, or those of its rungs with their queues."""
-        rungs = zip(self.least, self.rungs, strict=True)
-        return ",".join(
-            f"{least}:{rung.policy}" if self.role == LADDER else f"{rung.policy}" for least, rung in rungs
-        )
+        if self.role != LADDER:
+            return str(self.rungs[0].policy)
+        return ",".join(f"{rung.queue}:{rung.policy}" for rung in self.rungs)
 
     @property
     def without_exits(self) -> bool:
@@ -152,55 +150,55 @@ class LoadContender:
 
     def rung_at(self, queue: int) -> int:
         """The rung of a request that is admitted at a queue."""
-        return max(place for place, least in enumerate(self.least) if queue >= least)
+        return max(place for place, rung in enumerate(self.rungs) if queue >= rung.queue)
 
     @property
     def certificate(self) -> str:
         """What of it is certified, in words."""
         if self.role != LADDER:
             return self.rungs[0].certificate
-        pairs = zip(self.least, self.rungs, strict=True)
-        said = ", ".join(f"from {least}: {rung.certificate}" for least, rung in pairs)
+        said = ", ".join(f"from {rung.queue}: {rung.certificate}" for rung in self.rungs)
         return f"{said}; rung by rung, as long as which texts come does not depend on the queue"
 
 
-def require_admitted(policy: ExitPolicy) -> None:
-    """Refuse a policy that cannot decide for rows that join and leave. Raises PolicyError."""
+def admitted(policy: str | ExitPolicy | Tuned, task: str | None = None) -> tuple[ExitPolicy, float | None]:
+    """The policy that a text, or the file of a tuned policy, names, and what agreement it is certified for.
+
+    task: the workload, of which there may be a policy of its own. Raises PolicyError for one that cannot
+    decide for rows that join and leave.
+    """
+    named, floor = named_policy(policy), None
+    if isinstance(named, Tuned):
+        if named.kv != "propagate" and not named.plain:
+            what = f"the policy was tuned with K and V by {named.kv}, which rows of a server cannot do"
+            raise PolicyError(what, where=str(policy), fix="tune it with --kv propagate")
+        if named.certificate.holds and named.floor.kind == "agreement":
+            floor = 1.0 - named.floor.risk
+        named = named.policy
+    named = named.for_task(task)
     whys = {
-        "remembers earlier tokens of a document": policy.remembers,
-        "looks at what no decoder knows": not policy.reachable,
-        "learns from exit L": bool(policy.final_facts),
+        "remembers earlier tokens of a document": named.remembers,
+        "looks at what no decoder knows": not named.reachable,
+        "learns from exit L": bool(named.final_facts),
     }
-    if what := next((why for why, holds in whys.items() if holds), None):
+    if what := next((why for why, holds in whys.items() if holds), ""):
         raise PolicyError(
-            f"{policy.kind} {what}, and serves no rows that join and leave at every step",
-            where=str(policy),
+            f"{named.kind} {what}, and serves no rows that join and leave at every step",
+            where=str(named),
             fix="choose a policy without memory, such as threshold:... or static:...",
         )
-
-
-def policy_of(policy: str | ExitPolicy | Tuned) -> ExitPolicy:
-    """What a text, or the file of a tuned policy, names; what such a file holds. Raises PolicyError."""
-    named = named_policy(policy)
-    return named.policy if isinstance(named, Tuned) else named
+    return named, floor
 
 
 def replayed(trace: Trace, policy: str | ExitPolicy | Tuned) -> Rung:
-    """A policy on a trace: a text, the file of a tuned policy, what it holds, or a policy.
-
-    Raises PolicyError for one that does not fit the trace, or that `require_admitted` refuses.
-    """
-    floor, named = None, named_policy(policy)
-    if isinstance(named, Tuned) and named.certificate.holds and named.floor.kind == "agreement":
-        floor = 1.0 - named.floor.risk
-    policy = parse_policy_for(policy, trace) if isinstance(policy, str) else policy_of(policy)
-    policy = policy.for_task(task_of(trace))
-    require_admitted(policy)
-    run, layers = run_of(trace, policy), trace.layers
-    stops = tuple(exit for exit in policy.leaves_at(layers) if exit < layers)
+    """A policy on a trace. Raises PolicyError for one that does not fit it, or is not `admitted`."""
+    if isinstance(policy, str):
+        parse_policy_for(policy, trace)
+    own, floor = admitted(policy, task_of(trace))
+    run, layers = run_of(trace, own), trace.layers
+    stops = tuple(exit for exit in own.leaves_at(layers) if exit < layers)
     kept = run.trace.agreement[:, np.searchsorted(trace.exits, [*stops, layers])].T
-    exits = run.decisions.exits
-    return Rung(policy, exits, run.decisions.needs, np.asarray(kept), stops, layers, floor)
+    return Rung(own, run.decisions.exits, run.decisions.needs, np.asarray(kept), stops, layers, floor)
 
 
 def contenders_of(
@@ -213,7 +211,9 @@ def contenders_of(
     """
     plain = replayed(trace, "never")
     rungs = [replayed(trace, policy) for policy in policies]
-    climbed = [replayed(trace, policy) for _, policy in ladder.rungs] if ladder else []
+    climbed = [
+        replace(replayed(trace, policy), queue=queue) for queue, policy in (ladder.rungs if ladder else ())
+    ]
     found = [LoadContender("plain", PLAIN, (plain,))]
     if any(rung.policy.short_list for rung in (*rungs, *climbed)):
         found.append(LoadContender("cut head", SHORT_LIST, (replayed(trace, with_short_head(plain.policy)),)))
@@ -225,8 +225,7 @@ def contenders_of(
             found.append(LoadContender(text if taken else name, POLICY, (rung,)))
     if ladder:
         _require_rungs(climbed, f"--ladder {ladder}")
-        least = tuple(queue for queue, _ in ladder.rungs)
-        found.append(LoadContender("ladder", LADDER, tuple(climbed), least))
+        found.append(LoadContender("ladder", LADDER, tuple(climbed)))
     return tuple(found)
 
 
@@ -240,19 +239,3 @@ def _require_rungs(rungs: Sequence[Rung], where: str) -> None:
     ):
         fix = "put all of them into shortlist:policy=[...], or none"
         raise InputError("the rungs read outputs off different heads", where=where, fix=fix)
-
-
-def answers_of(rows: DocumentRows, demand: Demand) -> list[Integers]:
-    """Of every request the replayed tokens of its answer, a stretch of one document: int64 [output] each.
-
-    A stretch that reaches the document's end goes on at its start.
-    """
-    places = (demand.text[:, 0] * len(rows.starts)).astype(np.int64)
-    lengths = rows.lengths[places]
-    begin = (demand.text[:, 1] * lengths).astype(np.int64)
-    return [
-        start + (first + np.arange(int(count))) % length
-        for start, first, length, count in zip(
-            rows.starts[places], begin, lengths, demand.output, strict=True
-        )
-    ]

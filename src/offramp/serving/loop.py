@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.decoding.engine.cache import CacheWritten
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.products import few_rows
 from offramp.decoding.exit_readout.reader import ExitReader
@@ -27,10 +28,6 @@ from offramp.serving.request import Rule
 
 Masks = Sequence[Tensor | None]
 """What is attended to, additive, by kind of layer; None for all before each token."""
-
-
-class _Written(Exception):
-    """K and V are written: the rest of the layer never runs."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class _Rows:
         for store, new in zip(kept, (keys, values), strict=True):
             store.index_copy_(0, self.write[kind], new[:, :, 0])
         if self.read is None:
-            raise _Written
+            raise CacheWritten
         places = self.read[kind]
         flat = (store.index_select(0, places.reshape(-1)) for store in kept)
         return tuple(rows.view(*places.shape, *rows.shape[1:]).transpose(1, 2) for rows in flat)
@@ -90,7 +87,7 @@ class ServedLoop:
     """The layers of one contender's steps.
 
     rule, prices: when rows leave that were let go; without prices each leaves where it wants to.
-    rung: of each request, as it was admitted. row_layers: layers that ran, over rows.
+    rung: of each request, as it was admitted. meter: counts layers that ran, over rows.
     """
 
     def __init__(
@@ -104,34 +101,28 @@ class ServedLoop:
         self.engine, self.contender, self.rule, self.prices = engine, contender, rule, prices
         self.rung: dict[str, int] = {}
         self.log: list[StepLog] = []
-        self.row_layers = 0
         self.meter = Meter()
         self._record = Recorder(engine.stack)
         self.readers = [_reader(engine, rung, heads) for rung in contender.rungs]
 
     def __call__(self, pieces: list[StepPiece], batch: BatchedRequests) -> Tensor:
         """Logits of the pieces that speak, in their order: [pieces, vocabulary]."""
-        found: dict[str, Tensor] = {}
         prompts = [piece for piece in pieces if not piece.decodes]
-        for piece in prompts:
-            hidden = self._prompt(piece, batch)
-            if piece.speaks:
-                found[piece.name] = self.read_out(hidden[:, -1:])[0]
         rows = [piece for piece in pieces if piece.decodes]
-        step = _Step(self, rows, batch) if rows else None
-        if step is not None:
-            found |= zip((piece.name for piece in rows), step.run(), strict=True)
-        nothing = (0,) * len(self.contender.stops)
-        self.log.append(
-            StepLog(
-                tuple((len(piece.ids), int(piece.positions[0])) for piece in prompts),
-                tuple(int(piece.positions[0]) for piece in rows),
-                tuple(step.exits.tolist()) if step else (),
-                tuple(step.asked) if step else nothing,
-                tuple(step.left) if step else nothing,
-            )
-        )
-        speaking = [found[piece.name] for piece in pieces if piece.speaks]
+        logits: dict[str, Tensor] = {}
+        for piece in prompts:
+            last = self._prompt(piece, batch)
+            if piece.speaks:
+                logits[piece.name] = self.read_out(last)[0]
+        exits: tuple[int, ...] = ()
+        asked = left = (0,) * len(self.contender.stops)
+        if rows:
+            step = _Step(self, rows, batch)
+            logits |= zip((piece.name for piece in rows), step.run(), strict=True)
+            exits, asked, left = map(tuple, (step.exits.tolist(), step.asked, step.left))
+        cut = tuple((len(piece.ids), int(piece.positions[0])) for piece in prompts)
+        self.log.append(StepLog(cut, tuple(int(row.positions[0]) for row in rows), exits, asked, left))
+        speaking = [logits[piece.name] for piece in pieces if piece.speaks]
         return torch.stack(speaking) if speaking else torch.zeros(0, 1, device=pieces[0].ids.device)
 
     def calls_of(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, list[LayerCall]]:
@@ -147,14 +138,14 @@ class ServedLoop:
     def run_layer(self, index: int, hidden: Tensor, call: LayerCall, cache: Any, masks: Masks) -> Tensor:
         """One layer, counted from 0."""
         rows = hidden.shape[0] * hidden.shape[1]
-        self.row_layers += rows
+        self.meter.count("layers", index + 1, rows)
         arguments, keywords = self.given(call, hidden, cache, masks[cache.batch.kind_of[index]])
         with few_rows(self.engine.linears[index : index + 1], rows):
             output: Tensor = first_tensor(self.engine.stack.layers[index](*arguments, **keywords))
         return output
 
     def _prompt(self, piece: StepPiece, batch: BatchedRequests) -> Tensor:
-        """A piece of a prompt through all layers: [1, tokens, hidden]."""
+        """A piece of a prompt through all layers: its last token's state [1, 1, hidden]."""
         hidden, calls = self.calls_of(piece.ids[None], piece.positions[None])
         masks = [
             _prompt_mask(piece.positions, len(read) or len(piece.ids), window, hidden.dtype)
@@ -162,7 +153,7 @@ class ServedLoop:
         ]
         for index, call in enumerate(calls):
             hidden = self.run_layer(index, hidden, call, _Prompt(batch, piece), masks)
-        return hidden
+        return hidden[:, -1:]
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """The outputs at exit L of states [rows, 1, hidden]: [rows, vocabulary]."""
@@ -266,7 +257,7 @@ class _Step:
             if len(self.gone):
                 states = self.states[self.gone]
                 arguments, keywords = loop.given(self.calls_gone[index], states, self.only, None)
-                with contextlib.suppress(_Written):
+                with contextlib.suppress(CacheWritten):
                     loop.engine.stack.layers[index].forward(*arguments, **keywords)
             if len(self.going):
                 call, self.before = self.calls_now[index], self.hidden
@@ -298,7 +289,7 @@ class _Step:
 
     def _asks(self, place: int, rows: int) -> bool:
         prices = self.loop.prices
-        return prices is None or self.loop.rule == "lockstep" or bool(prices.worth_asking[place, rows])
+        return prices is None or bool(prices.asks(self.loop.rule, place, np.array(rows)))
 
     def _leaves(self, place: int, leaving: int) -> bool:
         prices, left = self.loop.prices, len(self.going)
@@ -338,8 +329,4 @@ def _of_rows(calls: list[LayerCall], rows: Tensor, count: int) -> list[LayerCall
             known[id(value)] = value[rows]
         return known[id(value)]
 
-    def of(call: LayerCall) -> LayerCall:
-        keywords = {name: chosen(value) for name, value in call.keywords.items()}
-        return LayerCall(chosen(call.before), chosen(call.after), keywords, call.name)
-
-    return [of(call) for call in calls]
+    return [call.changed(chosen) for call in calls]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,21 @@ from offramp.errors import InputError
 from offramp.policies.decisions import task_of
 from offramp.policies.prices import machine_for, price_notes
 from offramp.scoring.documents import DocumentRows, document_rows
-from offramp.scoring.estimate import Estimate
-from offramp.serving.arrivals import Demand, demand_of
-from offramp.serving.contenders import POLICY, LoadContender, answers_of, contenders_of
-from offramp.serving.figures import figures_of, over_seeds, ratio_over_seeds, sample_of
-from offramp.serving.prices import MachinePrices, StepPrices
+from offramp.scoring.estimate import LEVEL, Estimate
+from offramp.serving.contenders import POLICY, LoadContender, contenders_of
+from offramp.serving.prices import MachinePrices, Seconds, StepPrices
 from offramp.serving.request import OF_A_LOAD, RATES_TRIED, Load, Rule
-from offramp.serving.results import Benefit, LoadExecution, LoadPoint, LoadResult, LoadServer, RungShare
-from offramp.serving.simulator import ServedDemand, ServerLimits, simulate
+from offramp.serving.results import (
+    Benefit,
+    Figures,
+    LoadExecution,
+    LoadPoint,
+    LoadResult,
+    LoadServer,
+    RungShare,
+)
+from offramp.serving.simulator import Demand, ServedDemand, answers_of, demand_of, simulate
+from offramp.timing.ratios import student_reach
 from offramp.tracing.manifest import MANIFEST, REQUEST
 from offramp.tracing.progress import stage
 from offramp.tracing.trace import Trace
@@ -47,22 +55,45 @@ GIVEN_TEXT = (
 )
 ASKED = (*OF_A_LOAD, "kv", "seed", "worth")
 """Options that a result repeats."""
+PERCENTILES = (50, 95, 99)
+WARM = 0.1
+"""Share of the requests that come first and are not counted: the server is empty before them."""
 Samples = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class LoadSetting:
-    """What all contenders are asked to serve, and how. floor: that a rival without exits has to keep."""
+    """Who is asked to serve, and what. asked: with `padded` settled. prices: of each one's steps, by name."""
 
     asked: Load
-    limits: ServerLimits
-    documents: DocumentRows
-    floor: float | None
+    trace: Trace
+    contenders: tuple[LoadContender, ...]
+    prices: Mapping[str, StepPrices] = field(default_factory=dict)
+
+    def priced(self, of: Callable[[LoadContender, int, int], StepPrices]) -> LoadSetting:
+        """The same with prices. of: those of a contender, for so many rows and positions at most."""
+        prices = {own.name: of(own, self.asked.rows, self.longest) for own in self.contenders}
+        return replace(self, prices=prices)
+
+    def scaled(self, factor: float) -> LoadSetting:
+        """The same where everything takes so many times as long."""
+        return replace(self, prices={name: own.scaled(factor) for name, own in self.prices.items()})
+
+    @property
+    def floor(self) -> float | None:
+        """That a rival without exits has to keep: the loosest that is certified of a rung."""
+        rungs = [rung for contender in self.contenders for rung in contender.rungs]
+        return min((rung.floor for rung in rungs if rung.floor is not None), default=None)
 
     @property
     def seeds(self) -> range:
         """Of the demands at a rate."""
         return range(self.asked.seed, self.asked.seed + self.asked.seeds)
+
+    @cached_property
+    def documents(self) -> DocumentRows:
+        """Of which answers are."""
+        return document_rows(self.trace)
 
     def demand(self, rate: float, seed: int) -> Demand:
         """What arrives at a rate."""
@@ -75,23 +106,28 @@ class LoadSetting:
         demands = [self.demand(1.0, seed) for seed in self.seeds]
         return max(int((demand.prompt + demand.output).max()) for demand in demands)
 
-    def serve(self, contender: LoadContender, prices: StepPrices, demand: Demand) -> ServedDemand:
+    def serve(self, contender: LoadContender, demand: Demand) -> ServedDemand:
         """Serve a demand."""
-        return simulate(demand, answers_of(self.documents, demand), contender, prices, self.limits)
+        answers = answers_of(self.documents, demand)
+        return simulate(demand, answers, contender, self.prices[contender.name], self.asked)
 
     def samples(self, served: Sequence[ServedDemand]) -> list[dict[str, float]]:
         """The figures of each."""
         return [sample_of(demand, self.asked.objectives) for demand in served]
 
-    def capacity(self, contender: LoadContender, prices: StepPrices) -> Estimate[float]:
-        """Requests per second where all are there from the start, until the last one is begun."""
-        rates = []
-        for seed in self.seeds:
-            served = self.serve(contender, prices, at_once(self.demand(1.0, seed)))
-            begun, ends = max(times[0] for times in served.times), [times[-1] for times in served.times]
-            done = sum(end <= begun for end in ends)
-            rates.append(done / begun if 2 * done >= len(ends) else len(ends) / max(ends))
-        return over_seeds(rates)
+    def capacities(self) -> dict[str, Estimate[float]]:
+        """Of each contender the requests per second that it serves at most: where all are there from the
+        start, until the last one is begun.
+        """
+        rates: dict[str, list[float]] = {}
+        for contender in self.contenders:
+            for seed in self.seeds:
+                times = self.serve(contender, at_once(self.demand(1.0, seed))).times
+                begun, ends = max(own[0] for own in times), [own[-1] for own in times]
+                done = sum(end <= begun for end in ends)
+                rate = done / begun if 2 * done >= len(ends) else len(ends) / max(ends)
+                rates.setdefault(contender.name, []).append(rate)
+        return {name: over_seeds(own) for name, own in rates.items()}
 
 
 def at_once(demand: Demand) -> Demand:
@@ -104,18 +140,14 @@ def predicted(asked: Load) -> LoadResult:
     trace = trace_of(asked.subject)
     contenders = contenders_of(trace, asked.policies, asked.steps)
     machine = machine_for(trace, asked.hardware)
-    padded = asked.padded if asked.padded is not None else asked.hardware == LOCAL
-    setting = setting_of(asked, trace, contenders, padded=padded)
-    of_machine = MachinePrices(machine, trace)
+    if asked.padded is None:
+        asked = replace(asked, padded=asked.hardware == LOCAL)
+    setting = LoadSetting(asked, trace, contenders)
     with said(asked, "pricing steps"):
-        prices = {
-            contender.name: of_machine.step_prices(contender, asked.rows, setting.longest)
-            for contender in contenders
-        }
+        setting = setting.priced(MachinePrices(machine, trace).step_prices)
     lookup = kept_notes(machine) if isinstance(asked.hardware, str) else ()
     notes = (*lookup, *price_notes(machine, trace, (1, asked.rows)), DERIVED)
-    fingerprint = machine_fingerprint(machine)
-    return result_of(setting, trace, contenders, prices, machine.name, notes, fingerprint=fingerprint)
+    return result_of(setting, machine.name, notes, fingerprint=machine_fingerprint(machine))
 
 
 def is_trace(subject: Any) -> bool:
@@ -135,23 +167,13 @@ def trace_of(subject: Any) -> Trace:
     return subject if isinstance(subject, Trace) else Trace.load(Path(subject))
 
 
-def setting_of(
-    asked: Load, trace: Trace, contenders: Sequence[LoadContender], *, padded: bool
-) -> LoadSetting:
-    """What all contenders are asked to serve. A rival without exits keeps the loosest certified floor."""
-    floors = [rung.floor for contender in contenders for rung in contender.rungs if rung.floor is not None]
-    limits = ServerLimits(asked.rows, asked.budget, asked.rule, padded)
-    return LoadSetting(asked, limits, document_rows(trace), min(floors, default=None))
-
-
-def rates_for(asked: Load, capacities: Mapping[str, float], auto: Sequence[float]) -> tuple[float, ...]:
-    """The rates that were asked for, or these in two digits; capacities: by contender.
-
-    Raises InputError for rates at which nothing can be told.
-    """
+def rates_for(
+    asked: Load, capacities: Mapping[str, Estimate[float]], auto: Sequence[float]
+) -> tuple[float, ...]:
+    """The rates that were asked for, or these in two digits. Raises InputError for those that say nothing."""
     if isinstance(asked.rates, str):
         return tuple(sorted({float(f"{rate:.2g}") for rate in auto}))
-    name, most = max(capacities.items(), key=lambda pair: pair[1])
+    name, most = max(((name, of.value) for name, of in capacities.items()), key=lambda pair: pair[1])
     if asked.rates[-1] > BEYOND * most:
         what = f"{asked.rates[-1]:g} requests/s is more than {BEYOND:g} times what {name} serves, {most:.3g}"
         fix = f"choose rates of up to {HIGHEST * most:.2g}, or auto"
@@ -161,9 +183,6 @@ def rates_for(asked: Load, capacities: Mapping[str, float], auto: Sequence[float
 
 def result_of(
     setting: LoadSetting,
-    trace: Trace,
-    contenders: Sequence[LoadContender],
-    prices: Mapping[str, StepPrices],
     machine: str,
     notes: Sequence[str],
     *,
@@ -171,51 +190,48 @@ def result_of(
     execution: LoadExecution | None = None,
 ) -> LoadResult:
     """Every contender at every rate. fingerprint: of the machine that priced, None of served prices."""
-    asked = setting.asked
+    asked, trace, contenders = setting.asked, setting.trace, setting.contenders
     with said(asked, "finding what each contender serves at most"):
-        servers = tuple(
-            LoadServer(
-                contender.name,
-                contender.role,
-                contender.text,
-                contender.certificate,
-                setting.capacity(contender, prices[contender.name]),
-                1.0 - contender.rungs[-1].loss,
-                asks_at(prices[contender.name], setting.limits.rule) if contender.stops else None,
-            )
-            for contender in contenders
-        )
-    capacities = {server.name: server.capacity.value for server in servers}
-    most = max(capacities.values())
+        capacities = setting.capacities()
+    most = max(capacity.value for capacity in capacities.values())
     rates = rates_for(asked, capacities, np.geomspace(LOWEST * most, HIGHEST * most, RATES_TRIED).tolist())
     points: list[LoadPoint] = []
     with said(asked, f"serving at {len(rates)} rates"):
         for rate in rates:
             served = {
                 contender.name: [
-                    setting.serve(contender, prices[contender.name], setting.demand(rate, seed))
-                    for seed in setting.seeds
+                    setting.serve(contender, setting.demand(rate, seed)) for seed in setting.seeds
                 ]
                 for contender in contenders
-                if rate < capacities[contender.name]
+                if rate < capacities[contender.name].value
             }
-            points += points_at(rate, contenders, served, setting)
-    own = bool(trace.generated.all())
+            points += points_at(rate, setting, served)
     return LoadResult(
         model=str((trace.request.get("model") or {}).get("name", "unknown")),
         workload=task_of(trace) or "unknown",
         machine=machine,
-        padded=setting.limits.padded,
+        padded=bool(asked.padded),
         asked={name: getattr(asked, name) for name in ASKED}
         | {
             "policies": [contender.text for contender in contenders if contender.role == POLICY],
             "ladder": asked.steps and str(asked.steps),
         },
         floor=setting.floor,
-        servers=servers,
+        servers=tuple(
+            LoadServer(
+                contender.name,
+                contender.role,
+                contender.text,
+                contender.certificate,
+                capacities[contender.name],
+                1.0 - contender.rungs[-1].loss,
+                asks_at(setting.prices[contender.name], asked.rule) if contender.stops else None,
+            )
+            for contender in contenders
+        ),
         rates=rates,
         points=tuple(points),
-        notes=(*notes, *(() if own else (GIVEN_TEXT,))),
+        notes=(*notes, *(() if trace.generated.all() else (GIVEN_TEXT,))),
         execution=execution,
         provenance={
             "trace": trace.provenance.get("request_fingerprint"),
@@ -228,35 +244,34 @@ def result_of(
 
 def asks_at(prices: StepPrices, rule: Rule) -> tuple[int, ...]:
     """Rows with which a step asks somewhere."""
-    rows = range(1, len(prices.final))
-    return tuple(count for count in rows if rule == "lockstep" or prices.worth_asking[:, count].any())
+    rows = np.arange(len(prices.final))
+    asked = [prices.asks(rule, place, rows) for place in range(len(prices.stops))]
+    return tuple(np.flatnonzero(np.any(asked, axis=0)).tolist())
 
 
 def points_at(
-    rate: float,
-    contenders: Sequence[LoadContender],
-    served: Mapping[str, Sequence[ServedDemand]],
-    setting: LoadSetting,
+    rate: float, setting: LoadSetting, served: Mapping[str, Sequence[ServedDemand]]
 ) -> Iterator[LoadPoint]:
     """The contenders at one rate, each held against the best without exits that keeps the floor.
 
     served: of those that are not saturated, by seed.
     """
-    samples = {name: setting.samples(found) for name, found in served.items()}
+    samples = {name: setting.samples(runs) for name, runs in served.items()}
     rivals = [
         contender.name
-        for contender in contenders
+        for contender in setting.contenders
         if contender.without_exits
         and contender.name in samples
         and 1.0 - contender.rungs[0].loss >= (setting.floor or 0.0)
     ]
-    best = min(rivals, key=lambda name: _mean(samples[name], "p95_e2el"), default=None)
-    for contender in contenders:
+    best = min(rivals, key=lambda name: mean_of(samples[name], "p95_e2el"), default=None)
+    for contender in setting.contenders:
         own = samples.get(contender.name)
         if own is None:
             yield LoadPoint(contender.name, rate, True, None, over=best)
             continue
-        ratio, benefit = None, _alone(contender)
+        ratio: Estimate[float] | None = None
+        benefit: Benefit | None = None if contender.without_exits else "capacity"
         if best is not None:
             columns = ([sample["p95_e2el"] for sample in of] for of in (samples[best], own))
             ratio, benefit = ratio_over_seeds(*columns), _benefit(samples[best], own)
@@ -264,21 +279,77 @@ def points_at(
         yield LoadPoint(contender.name, rate, False, figures_of(own), ratio, best, benefit, shares)
 
 
-def _alone(contender: LoadContender) -> Benefit | None:
-    """What is gained where nothing without exits keeps up."""
-    return None if contender.without_exits else "capacity"
-
-
 def _benefit(over: Samples, own: Samples) -> Benefit | None:
     """What is gained: mostly waiting for the first token (capacity), or time after it (latency)."""
-    saved, waited = (_mean(over, name) - _mean(own, name) for name in ("mean_e2el", "mean_ttft"))
-    if saved <= HARDLY * _mean(over, "mean_e2el"):
+    saved, waited = (mean_of(over, name) - mean_of(own, name) for name in ("mean_e2el", "mean_ttft"))
+    if saved <= HARDLY * mean_of(over, "mean_e2el"):
         return None
     return "capacity" if waited > saved / 2 else "latency"
 
 
-def _mean(samples: Samples, name: str) -> float:
-    return math.fsum(sample[name] for sample in samples) / len(samples)
+def mean_of(samples: Samples, name: str) -> float:
+    """Of a figure over seeds."""
+    return fmean(sample[name] for sample in samples)
+
+
+def sample_of(served: ServedDemand, objectives: Mapping[str, float], warm: float = WARM) -> dict[str, float]:
+    """The figures of one demand, by the names of vLLM's benchmark.
+
+    Seconds to a request's first token, per token after it, between two tokens, and to the last one.
+    """
+    demand, first = served.demand, int(warm * len(served.demand))
+    times, arrival, counts = served.times[first:], demand.arrival[first:], demand.output[first:]
+    starts, ends = (np.array([of[place] for of in times]) for place in (0, -1))
+    seconds = {
+        "ttft": starts - arrival,
+        "tpot": (ends - starts) / np.maximum(counts - 1, 1),
+        "itl": np.concatenate([np.diff(of) for of in times]),
+        "e2el": ends - arrival,
+    }
+    span = float(ends.max() - arrival[0])
+    found = {
+        "request_throughput": len(times) / span,
+        "output_throughput": int(counts.sum()) / span,
+        "rows": served.row_steps / max(1, served.steps),
+        "layers": float(served.layers[first:].sum()) / max(1, int((counts - 1).sum())),
+    }
+    if served.lost is not None:
+        found["agreement"] = 1.0 - float(served.lost[first:].sum()) / int(counts.sum())
+    if objectives:
+        good = np.all([seconds[name] <= limit for name, limit in objectives.items()], axis=0)
+        found["request_goodput"] = int(good.sum()) / span
+    seconds["tpot"] = seconds["tpot"][counts > 1]
+    for name, values in seconds.items():
+        if len(values):
+            found[f"mean_{name}"] = float(values.mean())
+            for percent in PERCENTILES:
+                found[f"p{percent}_{name}"] = float(np.percentile(values, percent))
+    return found
+
+
+def figures_of(samples: Samples) -> Figures:
+    """Means over seeds, with intervals; of figures that every seed has."""
+    names = [name for name in samples[0] if all(name in sample for sample in samples)]
+    return {name: over_seeds([sample[name] for sample in samples]) for name in names}
+
+
+def over_seeds(
+    values: Sequence[float] | Seconds, shown: Callable[[float], float] = lambda value: max(0.0, value)
+) -> Estimate[float]:
+    """Their mean with Student's 95 % interval, without one of one seed.
+
+    shown: what all three become; by default none of them is below 0.
+    """
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Estimate(shown(mean), no_interval="one seed")
+    half = student_reach(LEVEL, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Estimate(shown(mean), shown(mean - half), shown(mean + half))
+
+
+def ratio_over_seeds(over: Sequence[float], under: Sequence[float]) -> Estimate[float]:
+    """The ratio of two figures that were had on the same demands: its geometric mean, with an interval."""
+    return over_seeds(np.log(over) - np.log(under), math.exp)
 
 
 def rung_shares(contender: LoadContender, served: Sequence[ServedDemand]) -> tuple[RungShare, ...]:
@@ -287,13 +358,13 @@ def rung_shares(contender: LoadContender, served: Sequence[ServedDemand]) -> tup
     if len(contender.rungs) == 1 or not columns:
         return ()
     rung, output, lost = (np.concatenate(column) for column in zip(*columns, strict=True))
-    found = []
-    for place, (own, least) in enumerate(zip(contender.rungs, contender.least, strict=True)):
-        mine = rung == place
-        tokens = int((output[mine] - 1).sum())
-        loss = int(lost[mine].sum()) / tokens if tokens else None
-        found.append(RungShare(least, str(own.policy), int(mine.sum()), loss, own.promise))
-    return tuple(found)
+    shares = []
+    for place, own in enumerate(contender.rungs):
+        admitted = rung == place
+        tokens = int((output[admitted] - 1).sum())
+        loss = int(lost[admitted].sum()) / tokens if tokens else None
+        shares.append(RungShare(own.queue, str(own.policy), int(admitted.sum()), loss, own.promise))
+    return tuple(shares)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +12,14 @@ from scipy.stats import binom
 
 from offramp.costs import counting
 from offramp.costs.machine import Machine
-from offramp.costs.token import TokenCosts
 from offramp.policies.cost_breakdown import PriceAt
 from offramp.policies.prices import check_price, fitted_sizes, gives_output, prices_by_rows
 from offramp.policies.rules.short_list import costs_for
-from offramp.serving.contenders import LoadContender
+from offramp.serving.contenders import Integers, LoadContender
 from offramp.serving.request import Rule
 from offramp.tracing.trace import Trace
 
 Seconds = NDArray[np.float64]
-Counts = NDArray[np.int64]
 
 CONTEXTS = (0, 32, 64, *(2**power for power in range(7, 18)))
 """At which steps are priced; between two of them a price lies on a straight line."""
@@ -31,7 +29,7 @@ CONTEXTS = (0, 32, 64, *(2**power for power in range(7, 18)))
 class Places:
     """Where some contexts lie among those that are priced: int64 and float64 [steps]."""
 
-    below: Counts
+    below: Integers
     share: Seconds
 
     @classmethod
@@ -40,7 +38,7 @@ class Places:
         below = np.clip(np.searchsorted(contexts, wanted, "right") - 1, 0, len(contexts) - 2)
         return cls(below, (wanted - contexts[below]) / (contexts[below + 1] - contexts[below]))
 
-    def of(self, table: Seconds, rows: Counts) -> Seconds:
+    def of(self, table: Seconds, rows: Integers) -> Seconds:
         """What a table [rows + 1, contexts] says of each step's rows: float64 [steps]."""
         low, high = table[rows, self.below], table[rows, self.below + 1]
         return np.asarray(low + (high - low) * self.share)
@@ -78,7 +76,7 @@ class StepPrices:
         layers, repair = (np.cumsum(of[::-1], axis=0)[::-1][1:] for of in (self.layers, self.repair))
         return layers, repair
 
-    def saved(self, place: int, rows: Counts, leaving: Counts, gone: Counts, at: Places) -> Seconds:
+    def saved(self, place: int, rows: Integers, leaving: Integers, gone: Integers, at: Places) -> Seconds:
         """What a step saves if so many of its rows leave at a stop, less what that takes: float64 [steps].
 
         gone: rows that have left before.
@@ -90,8 +88,12 @@ class StepPrices:
         head = 0.0 if self.answered[place] else self.exit_head[place, leaving]
         return np.asarray(saved - more - head)
 
+    def asks(self, rule: Rule, place: int, rows: Integers) -> NDArray[np.bool_]:
+        """Whether so many rows that have not decided are asked at a stop: bool, as rows."""
+        return np.asarray(self.worth_asking[place][rows] if rule == "gain" else rows > 0)
+
     def leave(
-        self, rule: Rule, place: int, rows: Counts, leaving: Counts, gone: Counts, at: Places
+        self, rule: Rule, place: int, rows: Integers, leaving: Integers, gone: Integers, at: Places
     ) -> NDArray[np.bool_]:
         """In which steps rows that were let go leave at a stop: bool [steps]."""
         if rule == "lockstep":
@@ -134,27 +136,27 @@ class MachinePrices:
 
     machine: Machine
     trace: Trace
-    _at: dict[int, PriceAt] = field(default_factory=dict, repr=False)
-    _prompts: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
 
-    def at(self, context: int, rows: int) -> TokenCosts:
-        """Prices of a step of so many rows at a context. Raises InputError for what cannot be priced."""
-        if context not in self._at:
-            sizes = fitted_sizes(self.trace)
-            self._at[context] = prices_by_rows(self.machine, self.trace.shape, float(context), sizes)
-        return self._at[context](rows)
+    @cached_property
+    def at(self) -> Callable[[int], PriceAt]:
+        """Prices of a step at a context, by its rows. Raises InputError for what cannot be priced."""
+        shape, sizes = self.trace.shape, fitted_sizes(self.trace)
+        return cache(lambda context: prices_by_rows(self.machine, shape, float(context), sizes))
 
-    def prompt(self, tokens: int, past: int) -> float:
-        """Seconds of the layers for a piece of a prompt after so many tokens.
+    @cached_property
+    def prompt(self) -> Callable[[int, int], float]:
+        """Seconds of the layers for a piece of a prompt, by its tokens and how many came before.
 
         Derived: its products as those of so many rows without a context; its attention by FLOPs at the pace
         of the products.
         """
-        if (tokens, past) not in self._prompts:
+
+        def seconds(tokens: int, past: int) -> float:
             positions = (0.0, past + (tokens - 1) / 2)
             plain, whole = (counting.layer_flops(self.trace.shape, at, tokens) for at in positions)
-            self._prompts[tokens, past] = float((self.at(0, tokens).layers * whole / plain).sum())
-        return self._prompts[tokens, past]
+            return float((self.at(0)(tokens).layers * whole / plain).sum())
+
+        return cache(seconds)
 
     def step_prices(self, contender: LoadContender, rows: int, longest: int) -> StepPrices:
         """What a contender's steps of up to so many rows take, over contexts of up to `longest` positions.
@@ -169,24 +171,26 @@ class MachinePrices:
         final, overhead = np.zeros((2, rows + 1))
         for many in range(1, rows + 1):
             for place, context in enumerate(contexts):
-                costs = self.at(context, many)
+                costs = self.at(context)(many)
                 layers[:, many, place] = np.add.reduceat(costs.layers, edges)
                 repair[:, many, place] = np.add.reduceat(costs.key_value, edges)
-            costs = costs_for(policy, self.at(0, many))
+            costs = costs_for(policy, self.at(0)(many))
             final[many], overhead[many], exit_head[:, many] = costs.head, costs.overhead, costs.exit_head
             probe[:, many] = [check_price(costs, facts[stop]) for stop in stops]
-        overhead[0] = self.at(0, 1).overhead
+        overhead[0] = self.at(0)(1).overhead
         answered = [gives_output(facts[stop], short_list=policy.short_list) for stop in stops]
         return StepPrices(
-            *(
-                stops,
-                contender.layers,
-                np.array(contexts, dtype=np.float64),
-                layers,
-                repair,
-                probe,
-                exit_head,
-            ),
-            *(np.array(answered, dtype=np.bool_), final, overhead, self.prompt, float(final[1])),
-            leaving_rates(contender),
+            stops=stops,
+            depth=contender.layers,
+            contexts=np.array(contexts, dtype=np.float64),
+            layers=layers,
+            repair=repair,
+            probe=probe,
+            exit_head=exit_head,
+            answered=np.array(answered, dtype=np.bool_),
+            final=final,
+            overhead=overhead,
+            prompt=self.prompt,
+            first_token=float(final[1]),
+            rates=leaving_rates(contender),
         )

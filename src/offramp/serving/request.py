@@ -1,19 +1,23 @@
-"""`Load`: what `offramp load` and `offramp.load` are asked for."""
+"""`Load`: what `offramp load` and `offramp.load` are asked for, and what its texts mean."""
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Le
 
 from offramp.defaults import LOCAL, SEED, WORTH
-from offramp.errors import InputError, PolicyError
-from offramp.kit.numbers import Count, Positive, Whole
-from offramp.kit.request import Request, argument, as_call, flags, one_word, python_only
+from offramp.errors import InputError
+from offramp.files import read_given_text
+from offramp.kit.arguments import settle_fields
+from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER, Count, Positive, Whole, whole_number
+from offramp.kit.request import Options, Request, argument, as_call, flags, one_word, python_only
 from offramp.kit.rules import Beside, Margin, Must, only_with
 from offramp.models.devices import AUTO, DtypeName
 from offramp.policies.names import StrategyName
@@ -23,7 +27,6 @@ if TYPE_CHECKING:
     from offramp.costs.machine import Machine
     from offramp.models.model import Model
     from offramp.policies.policy import ExitPolicy
-    from offramp.serving.arrivals import Arrivals, RequestLengths
     from offramp.serving.contenders import Ladder
     from offramp.serving.results import LoadResult
     from offramp.tracing.trace import Trace
@@ -36,10 +39,163 @@ OF_A_LOAD = ("arrivals", "lengths", "rows", "budget", "rule", "slo", "requests",
 """Options that say what arrives and how it is served: results repeat them, studies may give them."""
 Rule = Literal["gain", "lockstep"]
 """When rows leave that were let go: where the step gets faster by it, or only all together."""
+COLUMNS = ("arrival", "prompt_tokens", "output_tokens")
+"""Of a file of arrivals: seconds, and tokens of prompt and answer; the first may stand alone."""
+LONGEST = 1_000_000
+"""Tokens of a prompt or an answer at most."""
+Tokens = Annotated[int, Ge(1), Le(LONGEST)]
+
+
+@dataclass(frozen=True)
+class NamedNumbers:
+    """Numbers that an option gives by name, as a=1,b=2; each has to be as its annotation says."""
+
+    option: ClassVar[str]
+    example: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        settle_fields(self, where=lambda name: f"{self.option}, {name}")
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Those of a text, the others by default. Raises InputError for anything else."""
+        numbers: dict[str, float] = {}
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            number = number_in(value)
+            if number is None or name in numbers or name not in {field.name for field in fields(cls)}:
+                what, fix = f"{part!r} means nothing in {cls.option} {text}", f"write {cls.example}"
+                raise InputError(what, where=cls.option, fix=fix)
+            numbers[name] = int(number) if number.is_integer() else number
+        return cls(**numbers)
+
+
+@dataclass(frozen=True)
+class RequestLengths(NamedNumbers):
+    """Tokens of prompts and answers: lognormal about two medians, `sigma` that of their logarithm."""
+
+    option = "--lengths"
+    example = "prompt=64,output=32,sigma=0.5: medians in tokens, and the spread of their logarithm"
+
+    prompt: Tokens = 64
+    output: Tokens = 32
+    sigma: Annotated[float, Ge(0), Le(3)] = 0.5
+
+
+@dataclass(frozen=True)
+class Objectives(NamedNumbers):
+    """Seconds that a service promises of each request (see `offramp.serving.predict`); None: nothing."""
+
+    option = "--slo"
+    example = "the seconds that a request may take, as ttft=2,tpot=0.1; there are ttft, tpot and e2el"
+
+    ttft: Positive | None = None
+    tpot: Positive | None = None
+    e2el: Positive | None = None
+
+    @property
+    def promised(self) -> dict[str, float]:
+        """Those that are, by name."""
+        return {name: seconds for name, seconds in vars(self).items() if seconds is not None}
+
+
+@dataclass(frozen=True)
+class Arrivals(NamedNumbers):
+    """How requests come: gaps of a gamma distribution with a coefficient of variation, or those of a file."""
+
+    option = "--arrivals gamma:"
+    example = "poisson, gamma:cv=4 (0.01 to 100) or csv:FILE"
+
+    cv: Annotated[float, Ge(0.01), Le(100)] = 1.0
+    seconds: tuple[float, ...] = ()
+    """Of a file, when each came, rising."""
+    lengths: tuple[tuple[int, ...], ...] = ()
+    """Of a file that holds them, tokens of prompt and answer."""
+
+
+def number_in(text: str) -> float | None:
+    """The finite number that a text is, None for any other text."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def read_arrivals(text: str) -> Arrivals:
+    """What `--arrivals` says: `poisson`, `gamma:cv=4` or `csv:FILE`.
+
+    Raises InputError for anything else, and for a file that is not as `COLUMNS` say.
+    """
+    kind, _, rest = text.partition(":")
+    if text == "poisson":
+        return Arrivals()
+    if kind == "gamma":
+        return Arrivals.read(rest)
+    if kind == "csv" and rest:
+        return _recorded(Path(rest))
+    what, fix = f"{text!r} does not say how requests arrive", f"write {Arrivals.example}"
+    raise InputError(what, where="--arrivals", fix=fix)
+
+
+def _recorded(path: Path) -> Arrivals:
+    header, *rows = [*csv.reader(read_given_text(path, "file of arrivals").splitlines())] or [[]]
+    if header not in ([COLUMNS[0]], list(COLUMNS)):
+        raise _unread(path, 1, f"its first line is {','.join(header)!r}, not the names of its columns")
+    if len(rows) < 3:
+        raise _unread(path, 1, f"it holds {len(rows)} requests, and 3 are the fewest with two gaps")
+    seconds: list[float] = []
+    lengths: list[tuple[int, ...]] = []
+    for line, row in enumerate(rows, 2):
+        cells = [cell.strip() for cell in row]
+        if len(cells) != len(header) or not all(cells):
+            raise _unread(path, line, f"it has {sum(map(bool, cells))} of {len(header)} columns")
+        at, counts = number_in(cells[0]), [whole_number(cell, most=LONGEST) for cell in cells[1:]]
+        if at is None or not 0 <= at <= LARGEST_NUMBER:
+            raise _unread(path, line, f"{cells[0]!r} is no time in seconds, 0 or later")
+        if seconds and at < seconds[-1]:
+            raise _unread(path, line, f"{at:g} s comes after {seconds[-1]:g} s: it is not sorted")
+        if None in counts:
+            raise _unread(path, line, f"{','.join(cells[1:])!r} are no tokens, each 1 to {LONGEST:,}")
+        seconds.append(at)
+        lengths.append(tuple(count for count in counts if count is not None))
+    if seconds[-1] - seconds[0] < SMALLEST_NUMBER:
+        raise _unread(path, len(seconds) + 1, "all its requests come at one time")
+    return Arrivals(seconds=tuple(seconds), lengths=tuple(lengths) if len(header) > 1 else ())
+
+
+def _unread(path: Path, line: int, why: str) -> InputError:
+    fix = f"begin with a line {','.join(COLUMNS)} (or {COLUMNS[0]} alone), then one for each request"
+    return InputError(f"the file of arrivals cannot be read: {why}", where=f"{path}, line {line}", fix=fix)
+
+
+def read_rates(text: str | Sequence[float]) -> tuple[float, ...]:
+    """What `--rates` says: rising rates, each once. Raises InputError for anything else."""
+    rates = [number_in(str(word)) for word in (text.split(",") if isinstance(text, str) else text)]
+    found = tuple(rate for rate in rates if rate is not None and SMALLEST_NUMBER <= rate <= LARGEST_NUMBER)
+    if not found or len(found) < len(rates) or list(found) != sorted(set(found)):
+        what = f"rates must be rising, each above 0, not {text if isinstance(text, str) else list(text)}"
+        raise InputError(what, where="--rates", fix="write rising rates, each once, as 0.5,1,2,4, or auto")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load(Executing, Placed, Request):
+class ServerLimits(Options):
+    """How a server serves."""
+
+    rows: Annotated[int, Ge(1), Le(1024)] = 16
+    """Requests that are served side by side, at most."""
+    budget: Annotated[Count, Beside(lambda tokens, asked: tokens >= asked.rows, "{rows} or more")] = 256
+    """Tokens of a step, at most: one of each row that decodes, the rest of prompts, which are cut to it."""
+    rule: Rule = "gain"
+    """When rows leave that were let go: gain (where the step gets faster by it) or lockstep (only all)."""
+    padded: Annotated[bool | None, flags("--padded/--paged")] = None
+    """Whether attention reads the longest row's context for every row. By default on local, and not on other
+    machines, whose kernels are of servers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load(ServerLimits, Executing, Placed, Request):
     """From how many requests per second on does early exit pay, and up to how many?
 
     Predicted from a trace, without its model. With --execute requests are really served, the full model's and
@@ -61,12 +217,6 @@ class Load(Executing, Placed, Request):
     output_tokens, stretched to each rate."""
     lengths: str = "prompt=64,output=32,sigma=0.5"
     """Median tokens of prompts and answers, and the spread of their logarithm."""
-    rows: Annotated[int, Ge(1), Le(1024)] = 16
-    """Requests that are served side by side, at most."""
-    budget: Annotated[Count, Beside(lambda tokens, asked: tokens >= asked.rows, "{rows} or more")] = 256
-    """Tokens of a step, at most: one of each row that decodes, the rest of prompts, which are cut to it."""
-    rule: Rule = "gain"
-    """When rows leave that were let go: gain (where the step gets faster by it) or lockstep (only all)."""
     kv: Annotated[StrategyName, Must(lambda kv: kv == "propagate", "propagate: rows join and leave")] = (
         "propagate"
     )
@@ -75,9 +225,6 @@ class Load(Executing, Placed, Request):
     """Seconds that a request may take, for its goodput: ttft=2,tpot=0.1 (or e2el=...)."""
     hardware: str | Machine = LOCAL
     """The machine to predict for: local, one of offramp list hardware, aic:..., or a .toml."""
-    padded: Annotated[bool | None, flags("--padded/--paged")] = None
-    """Whether attention reads the longest row's context for every row. By default on local, and not on other
-    machines, whose kernels are of servers."""
     requests: Annotated[int, Ge(20), Le(1_000_000)] = 400
     """That arrive at each rate, for each seed."""
     seeds: Annotated[int, Ge(1), Le(1000)] = 3
@@ -102,8 +249,6 @@ class Load(Executing, Placed, Request):
 
     def settle(self) -> dict[str, Any]:
         """Rates as numbers, policies as a tuple."""
-        from offramp.serving.arrivals import read_rates
-
         rates: Any = self.rates if self.rates == AUTO_RATES else read_rates(self.rates)
         several = isinstance(self.policy, Sequence) and not isinstance(self.policy, str)
         own: Any = self.policy if several else (self.policy,) if self.policy else ()
@@ -111,18 +256,25 @@ class Load(Executing, Placed, Request):
 
     def check(self) -> None:
         """Refuse what cannot be served, before anything is loaded."""
+        from offramp.serving.contenders import admitted
+
         super().check()
         _ = self.how_arrive, self.how_long, self.objectives
         if not (self.policy or self.ladder):
             fix = "give --policy static:exit=20, or --ladder"
             raise InputError("no policy is given", where="--policy", fix=fix)
-        for policy in (*self.policies, *(own for _, own in (self.steps.rungs if self.steps else ()))):
-            _check_policy(policy)
+        for policy in self.every_policy:
+            admitted(policy)
 
     @property
     def policies(self) -> tuple[str | ExitPolicy | Tuned, ...]:
         """As they were given."""
         return tuple(self.policy)
+
+    @property
+    def every_policy(self) -> tuple[str | ExitPolicy | Tuned, ...]:
+        """Those of the ladder's rungs too."""
+        return (*self.policies, *(policy for _, policy in (self.steps.rungs if self.steps else ())))
 
     @cached_property
     def steps(self) -> Ladder | None:
@@ -134,22 +286,16 @@ class Load(Executing, Placed, Request):
     @cached_property
     def how_arrive(self) -> Arrivals:
         """`arrivals`, read. Raises InputError."""
-        from offramp.serving.arrivals import read_arrivals
-
         return read_arrivals(self.arrivals)
 
     @cached_property
     def how_long(self) -> RequestLengths:
         """`lengths`, read. Raises InputError."""
-        from offramp.serving.arrivals import RequestLengths
-
         return RequestLengths.read(self.lengths)
 
     @cached_property
     def objectives(self) -> Mapping[str, float]:
         """Seconds that `slo` promises, by name. Raises InputError."""
-        from offramp.serving.arrivals import Objectives
-
         return Objectives.read(self.slo).promised if self.slo is not None else {}
 
     def carry_out(self) -> LoadResult:
@@ -170,19 +316,6 @@ class Load(Executing, Placed, Request):
         if self.output is not None:
             LOADS.write(self.output, result)
         return result
-
-
-def _check_policy(policy: str | ExitPolicy | Tuned) -> None:
-    """Refuse one that rows which join and leave cannot have. Raises PolicyError."""
-    from offramp.serving.contenders import policy_of, require_admitted
-    from offramp.tuning.predict import named_policy
-    from offramp.tuning.tuned import Tuned
-
-    named = named_policy(policy)
-    if isinstance(named, Tuned) and named.kv != "propagate" and not named.plain:
-        what = f"the policy was tuned with K and V by {named.kv}, which rows of a server cannot do"
-        raise PolicyError(what, where=str(policy), fix="tune it with --kv propagate")
-    require_admitted(policy_of(named))
 
 
 load = as_call(Load)

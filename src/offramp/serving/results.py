@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -219,27 +220,23 @@ def paying_intervals(points: Sequence[LoadPoint], worth: float) -> tuple[PayingI
     An end lies where the ratio would pass 1 + worth between two rates, on a straight line over their
     logarithms; in the middle where one of them has no ratio. What is gained is said of the outermost rate.
     """
-    found: list[PayingInterval] = []
-    paying = [point.pays(worth) for point in points]
-    begun: int | None = None
-    for place in range(len(points) + 1):
-        pays = place < len(points) and paying[place]
-        if pays and begun is None:
-            begun = place
-        elif not pays and begun is not None:
-            low = _between(points[begun - 1], points[begun], worth) if begun else None
-            high = _between(points[place - 1], points[place], worth) if place < len(points) else None
-            benefit = points[place - 1 if high is None else begun].benefit
+    found = []
+    for pays, run in itertools.groupby(range(len(points)), lambda place: points[place].pays(worth)):
+        places = list(run)
+        if pays:
+            first, last = places[0], places[-1]
+            low = _between(points[first - 1], points[first], worth) if first else None
+            high = _between(points[last], points[last + 1], worth) if last + 1 < len(points) else None
+            benefit = points[last if high is None else first].benefit
             found.append(PayingInterval(low, high, benefit or "latency"))
-            begun = None
     return tuple(found)
 
 
 def _between(low: LoadPoint, high: LoadPoint, worth: float) -> float:
     share = 0.5
     if low.ratio is not None and high.ratio is not None:
-        one, other = (math.log(ratio / (1.0 + worth)) for ratio in (low.ratio.value, high.ratio.value))
-        share = one / (one - other) if one * other < 0 else share
+        left, right = (math.log(ratio / (1.0 + worth)) for ratio in (low.ratio.value, high.ratio.value))
+        share = left / (left - right) if left * right < 0 else share
     return float(low.rate ** (1.0 - share) * high.rate**share)
 
 

@@ -21,27 +21,26 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
 from offramp.models.model import Model
 from offramp.policies.binding import require_heads
-from offramp.serving.arrivals import Demand
 from offramp.serving.batching import BatchedRequests, require_batching
-from offramp.serving.contenders import PLAIN, LoadContender, contenders_of, policy_of
-from offramp.serving.figures import ratio_over_seeds
+from offramp.serving.contenders import PLAIN, LoadContender, admitted, contenders_of
 from offramp.serving.loop import ServedLoop, StepLog
 from offramp.serving.predict import (
     LoadSetting,
     at_once,
     is_trace,
+    mean_of,
     points_at,
     rates_for,
+    ratio_over_seeds,
     result_of,
     said,
-    setting_of,
     trace_of,
 )
 from offramp.serving.prices import StepPrices
 from offramp.serving.request import Load
 from offramp.serving.results import LoadExecution, LoadPoint, LoadResult, ServedAside
 from offramp.serving.served_prices import FittedSteps, ServedSteps
-from offramp.serving.simulator import ServedDemand, run_steps
+from offramp.serving.simulator import Demand, ServedDemand, run_steps
 from offramp.timing.defects import MachineLoad, describe
 from offramp.tracing.facts import SIGNAL_FACTS
 from offramp.tracing.trace import Trace
@@ -79,11 +78,14 @@ def clock_of(device: torch.device) -> tuple[str, Clock]:
     return "the wall", waited
 
 
-class LoadServed:
-    """One server at work on a demand.
+class LoadServed(ServedDemand):
+    """One server at work on a demand; nobody judges its tokens.
 
-    loop: None for transformers' own. now: seconds of its own clock; time in which nothing waits is skipped.
+    loop: None for transformers' own. now: of its own clock; time in which nothing waits is skipped. seconds:
+    of each step.
     """
+
+    times: list[list[float]]
 
     def __init__(
         self,
@@ -93,51 +95,47 @@ class LoadServed:
         loop: ServedLoop | None,
         clock: Clock,
     ) -> None:
-        self.demand, self.prompts, self.batch, self.loop, self.clock = demand, prompts, batch, loop, clock
-        self.now, self.next, self.row_steps = 0.0, 0, 0
+        rung, layers = np.zeros((2, len(prompts)), dtype=np.int64)
+        super().__init__(demand, [[] for _ in prompts], rung, layers, None)
+        self.prompts, self.batch, self.loop, self.clock = prompts, batch, loop, clock
         self.seconds: list[float] = []
-        self.times: list[list[float]] = [[] for _ in prompts]
-        self.rung, self.layers = np.zeros((2, len(prompts)), dtype=np.int64)
+
+    @property
+    def queue(self) -> int:
+        """Requests that have arrived, and wait or are served."""
+        return sum(len(self.times[place]) < self.demand.output[place] for place in range(self.come))
+
+    @property
+    def decoding(self) -> float:
+        """Seconds of steps that only decode: once every request has its first token."""
+        return self.now - max(times[0] for times in self.times)
 
     def run(self) -> Iterator[None]:
         """Serve; stops before each step."""
-        while any(len(times) < output for times, output in zip(self.times, self.demand.output, strict=True)):
-            while self.next < len(self.prompts) and self.demand.arrival[self.next] <= self.now:
-                self._join(self.next)
-                self.next += 1
+        while self.come < len(self.demand) or self.queue:
+            for place in self.arriving():
+                if self.loop is not None:
+                    self.rung[place] = self.loop.rung[str(place)] = self.loop.contender.rung_at(self.queue)
+                self.batch.add(str(place), list(self.prompts[place]), int(self.demand.output[place]))
             yield
             began = self.clock()
             speaking = self.batch.step(self.loop)
             took = self.clock() - began
             if speaking is None:
-                self.now = max(self.now, float(self.demand.arrival[self.next]))
+                self.now = max(self.now, float(self.demand.arrival[self.come]))
             else:
                 self._passed(took, speaking)
         self.batch.close()
 
-    def _join(self, place: int) -> None:
-        if self.loop is not None:
-            came = zip(self.times[:place], self.demand.output, strict=False)
-            queue = 1 + sum(len(times) < output for times, output in came)
-            self.rung[place] = self.loop.rung[str(place)] = self.loop.contender.rung_at(queue)
-        self.batch.add(str(place), list(self.prompts[place]), int(self.demand.output[place]))
-
     def _passed(self, took: float, speaking: Sequence[str]) -> None:
-        self.now += took
+        self.now, self.busy, self.steps = self.now + took, self.busy + took, self.steps + 1
         self.seconds.append(took)
         exits = iter(() if self.loop is None else self.loop.log[-1].exits)
-        for name in map(int, speaking):
-            if self.times[name]:
-                self.layers[name] += next(exits, 0)
+        for place in map(int, speaking):
+            if self.times[place]:
+                self.layers[place] += next(exits, 0)
                 self.row_steps += 1
-            self.times[name].append(self.now)
-
-    @property
-    def served(self) -> ServedDemand:
-        """What it came to; whose tokens are the full model's nobody judged."""
-        counts = (sum(self.seconds), len(self.seconds), self.row_steps)
-        times = tuple(map(np.array, self.times))
-        return ServedDemand(self.demand, times, self.rung, self.layers, None, *counts)
+            self.times[place].append(self.now)
 
 
 def in_turns(servers: Mapping[str, LoadServed], seed: int) -> None:
@@ -159,6 +157,7 @@ class ServingPlace:
     engine: Engine
     sequences: Sequence[TracedSequence]
     heads: ExitHeads | None
+    clock_name: str
     clock: Clock
 
     def prompts(self, demand: Demand) -> list[list[int]]:
@@ -176,7 +175,8 @@ class ServingPlace:
     ) -> dict[str, LoadServed]:
         """Let several serve a demand, in turns. rows: side by side at most, by default as was asked for."""
         prompts, tokens = self.prompts(demand), int((demand.prompt + demand.output).max())
-        limits = {"rows": rows or self.setting.limits.rows, "budget": rows or self.setting.limits.budget}
+        asked = self.setting.asked
+        limits = {"rows": rows or asked.rows, "budget": rows or asked.budget}
         servers = {}
         for name, loop in loops.items():
             batch = BatchedRequests(self.engine.hf, tokens=tokens, **limits)
@@ -186,11 +186,11 @@ class ServingPlace:
 
     def loop(self, contender: LoadContender, prices: StepPrices | None = None) -> ServedLoop:
         """The layers of a contender's steps."""
-        return ServedLoop(self.engine, contender, self.heads, self.setting.limits.rule, prices)
+        return ServedLoop(self.engine, contender, self.heads, self.setting.asked.rule, prices)
 
-    def some_demand(self, seed: int, **arrays: Any) -> Demand:
-        """Requests of the lengths that were asked for, all there at once, or as said."""
-        return replace(at_once(self.setting.demand(1.0, seed)), **arrays)
+    def some_demand(self, seed: int) -> Demand:
+        """Requests of the lengths that were asked for, all there at once."""
+        return at_once(self.setting.demand(1.0, seed))
 
     def first(self, demand: Demand, count: int) -> Demand:
         """Its first requests alone."""
@@ -205,36 +205,30 @@ def opened_place(asked: Load) -> tuple[ServingPlace, tuple[LoadContender, ...], 
     heads = None if asked.heads is None else read_heads(asked.heads)
     model, trace = _model_and_trace(asked, heads)
     contenders = contenders_of(trace, asked.policies, asked.steps)
-    setting = setting_of(asked, trace, contenders, padded=True)
-    engine = engine_of(model)
+    setting, engine = LoadSetting(replace(asked, padded=True), trace, contenders), engine_of(model)
     if engine.recurrent:
         raise _recurrent(model.name)
-    _, clock = clock_of(engine.stack.device)
-    place = ServingPlace(setting, model, engine, traced_sequences(model, trace), heads, clock)
+    texts, clock = traced_sequences(model, trace), clock_of(engine.stack.device)
+    place = ServingPlace(setting, model, engine, texts, heads, *clock)
     require_batching(engine.hf, lambda: _differing(place, contenders[0]))
     return place, contenders, trace
 
 
 def served_answer(asked: Load) -> LoadResult:
     """Serve what was asked for, and hold the prediction against it."""
-    place, contenders, trace = opened_place(asked)
-    setting, (clock, _) = place.setting, clock_of(place.engine.stack.device)
+    place, contenders, _ = opened_place(asked)
     with said(asked, "profiling served steps"):
         fitted = profiled(place, contenders)
-    prices = {
-        contender.name: fitted[contender.name].step_prices(contender, asked.rows, setting.longest)
-        for contender in contenders
-    }
+    setting = place.setting.priced(lambda own, *sizes: fitted[own.name].step_prices(own, *sizes))
     with said(asked, "serving in turns"):
-        execution = _executed(place, contenders, prices, clock)
-    scaled = {name: of.scaled(execution.drift) for name, of in prices.items()}
+        execution = _executed(replace(place, setting=setting))
     worst = max(steps.error for steps in fitted.values())
     notes = (
         f"Prices are fitted to steps that were served before, at a median error of {100 * worst:.1f} % at "
         f"most, and scaled by {execution.drift:.3f}, what plain steps took over them.",
     )
     machine = f"this machine, served ({torch.get_num_threads()} threads)"
-    return result_of(setting, trace, contenders, scaled, machine, notes, execution=execution)
+    return result_of(setting.scaled(execution.drift), machine, notes, execution=execution)
 
 
 def _model_and_trace(asked: Load, heads: ExitHeads | None) -> tuple[Model, Trace]:
@@ -246,19 +240,21 @@ def _model_and_trace(asked: Load, heads: ExitHeads | None) -> tuple[Model, Trace
             raise _recurrent(str(trace.folder or "the trace"))
         require_heads(trace, heads)
         own = {**(trace.request.get("model") or {}), "dtype": trace.request.get("dtype")}
-        named: Any = asked.model or loadable_name(own)
-        model = named if isinstance(named, Model) else asked.find(str(named)).load()
+        model = _loaded(asked, asked.model or loadable_name(own))
         require_model(model, trace)
         return model, trace
-    model = subject if isinstance(subject, Model) else asked.find(str(subject)).load()
-    rungs = asked.steps.rungs if asked.steps else ()
-    policies = [policy_of(policy) for policy in (*asked.policies, *(own for _, own in rungs))]
+    model = _loaded(asked, subject)
+    policies = [admitted(policy)[0] for policy in asked.every_policy]
     needs = [policy.needs(len(model.stack)) for policy in policies]
     read = {fact for need in needs for facts in need.values() for fact in facts}
     read |= {"restricted_top1" for policy in policies if policy.short_list}
     signals = [name for name, facts in SIGNAL_FACTS.items() if read & {fact.name for fact in facts}]
     exits = sorted({exit for need in needs for exit in need})
     return model, traced(model, asked.workload or "prose", TRACED_TOKENS, exits or "all", signals, heads)
+
+
+def _loaded(asked: Load, model: Any) -> Model:
+    return model if isinstance(model, Model) else asked.find(str(model)).load()
 
 
 def _recurrent(where: str) -> ModelError:
@@ -286,7 +282,7 @@ def profiled(place: ServingPlace, contenders: Sequence[LoadContender]) -> dict[s
     Served in turns: twice from full rows down to one, and once with one request at a time.
     """
     steps = {contender.name: ServedSteps(contender, [], []) for contender in contenders}
-    full = max(2 * place.setting.limits.rows, 12)
+    full = max(2 * place.setting.asked.rows, 12)
     for seed, count in enumerate((full, 8, full), start=PROFILED):
         demand = place.first(place.some_demand(seed), count)
         if count < full:
@@ -299,49 +295,42 @@ def profiled(place: ServingPlace, contenders: Sequence[LoadContender]) -> dict[s
     return dict(zip(steps, FittedSteps.of(list(steps.values())), strict=True))
 
 
-def _executed(
-    place: ServingPlace,
-    contenders: Sequence[LoadContender],
-    prices: Mapping[str, StepPrices],
-    clock: str,
-) -> LoadExecution:
-    setting, plain, load = place.setting, contenders[0], MachineLoad()
-    capacities = {
-        contender.name: setting.capacity(contender, prices[contender.name]).value for contender in contenders
-    }
-    rates = rates_for(setting.asked, capacities, [load * capacities[plain.name] for load in LOADS])
+def _executed(place: ServingPlace) -> LoadExecution:
+    """Serve at every rate; all contenders in turns, and the full model once more."""
+    setting, machine_load = place.setting, MachineLoad()
+    plain, capacities = setting.contenders[0], setting.capacities()
+    busiest = min(capacity.value for capacity in capacities.values())
+    rates = rates_for(setting.asked, capacities, [load * capacities[plain.name].value for load in LOADS])
+    runs: dict[str, list[LoadServed]] = {}
     points: list[LoadPoint] = []
-    cells: dict[float, list[dict[str, LoadServed]]] = {}
+    compared: list[ServedAside] = []
     for rate in rates:
+        served: dict[str, list[LoadServed]] = {}
         for seed in setting.seeds:
-            loops: dict[str, ServedLoop | None] = {
-                contender.name: place.loop(contender, prices[contender.name]) for contender in contenders
-            }
-            loops[AGAIN] = place.loop(plain)
-            cells.setdefault(rate, []).append(place.serve(setting.demand(rate, seed), loops, seed))
-        names = [contender.name for contender in contenders if rate < capacities[contender.name]]
-        served = {name: [cell[name].served for cell in cells[rate]] for name in names}
-        points += points_at(rate, contenders, served, setting)
-    every = [cell for row in cells.values() for cell in row]
-    seconds, again = ([sum(cell[name].seconds) for cell in every] for name in (plain.name, AGAIN))
-    drift = drift_of(plain.name, prices[plain.name], every)
-    compared = [
-        row
-        for rate, cell in cells.items()
-        if rate < min(capacities.values())
-        for row in _compared(setting, contenders, prices, rate, cell)
-    ]
-    a_a = ratio_over_seeds(seconds, again)
-    own = own_ratios(place, plain)
-    around = describe(place.model, load, {})
-    return LoadExecution(tuple(points), tuple(compared), a_a, own, clock, drift, around)
+            loops = {own.name: place.loop(own, setting.prices[own.name]) for own in setting.contenders}
+            cell = place.serve(setting.demand(rate, seed), {**loops, AGAIN: place.loop(plain)}, seed)
+            for name, server in cell.items():
+                served.setdefault(name, []).append(server)
+                runs.setdefault(name, []).append(server)
+        kept = {name: served[name] for name, capacity in capacities.items() if rate < capacity.value}
+        points += points_at(rate, setting, kept)
+        if rate < busiest:
+            compared += _compared(setting, rate, served)
+    return LoadExecution(
+        tuple(points),
+        tuple(compared),
+        ratio_over_seeds(*([server.busy for server in runs[name]] for name in (plain.name, AGAIN))),
+        own_ratios(place, plain),
+        place.clock_name,
+        drift_of(setting.prices[plain.name], runs[plain.name]),
+        describe(place.model, machine_load, {}),
+    )
 
 
-def drift_of(name: str, prices: StepPrices, cells: Sequence[Mapping[str, LoadServed]]) -> float:
+def drift_of(prices: StepPrices, servers: Sequence[LoadServed]) -> float:
     """Seconds of the full model's steps over those that they were priced at."""
-    servers = [cell[name] for cell in cells]
     logs = [log for server in servers if server.loop is not None for log in server.loop.log]
-    return sum(sum(server.seconds) for server in servers) / sum(priced_step(prices, log) for log in logs)
+    return sum(server.busy for server in servers) / sum(priced_step(prices, log) for log in logs)
 
 
 def priced_step(prices: StepPrices, log: StepLog) -> float:
@@ -355,33 +344,26 @@ def priced_step(prices: StepPrices, log: StepLog) -> float:
 
 
 def _compared(
-    setting: LoadSetting,
-    contenders: Sequence[LoadContender],
-    prices: Mapping[str, StepPrices],
-    rate: float,
-    cells: Sequence[Mapping[str, LoadServed]],
+    setting: LoadSetting, rate: float, served: Mapping[str, Sequence[LoadServed]]
 ) -> Iterator[ServedAside]:
     """Figures of the very demands that were served, predicted and measured, means over seeds.
 
     Prices are scaled by the drift of the same minutes, as what plain steps took then is no error of a policy.
-    The last one of each but the first is the change: the share of the full model's mean seconds saved.
+    Of all but the first also the change: the share of the full model's mean seconds that is saved.
     """
     plain: dict[str, float] = {}
-    drift = drift_of(contenders[0].name, prices[contenders[0].name], cells)
-    for contender in contenders:
-        scaled = prices[contender.name].scaled(drift)
-        servers = [cell[contender.name] for cell in cells]
-        sides = {
-            "predicted": [setting.serve(contender, scaled, server.demand) for server in servers],
-            "served": [server.served for server in servers],
-        }
-        samples = {side: setting.samples(runs) for side, runs in sides.items()}
+    first = setting.contenders[0].name
+    scaled = setting.scaled(drift_of(setting.prices[first], served[first]))
+    for contender in setting.contenders:
+        servers = served[contender.name]
+        again = [scaled.serve(contender, server.demand) for server in servers]
+        samples = {"predicted": setting.samples(again), "served": setting.samples(servers)}
         for figure in COMPARED:
             if figure not in samples["served"][0]:  # no request has a second token
                 continue
-            means = {side: float(np.mean([run[figure] for run in runs])) for side, runs in samples.items()}
+            means = {side: mean_of(figures, figure) for side, figures in samples.items()}
             yield ServedAside(contender.name, rate, figure, **means)
-            if figure == "mean_e2el" and contender is not contenders[0]:
+            if figure == "mean_e2el" and plain:
                 saved = {side: 1.0 - seconds / plain[side] for side, seconds in means.items()}
                 yield ServedAside(contender.name, rate, CHANGE, **saved)
             elif figure == "mean_e2el":
@@ -389,18 +371,11 @@ def _compared(
 
 
 def own_ratios(place: ServingPlace, plain: LoadContender) -> dict[str, float]:
-    """Seconds of our loop at full depth over those of transformers' own, by requests at once.
-
-    Of steps that only decode: once every request has its first token.
-    """
-    found = {}
-    for rows in sorted({min(rows, place.setting.limits.rows) for rows in TRIED_ROWS}):
+    """Seconds of our loop's decoding at full depth over those of transformers' own, by requests at once."""
+    ratios = {}
+    for rows in sorted({min(rows, place.setting.asked.rows) for rows in TRIED_ROWS}):
         demand = place.first(place.some_demand(rows), rows)
         demand = replace(demand, output=np.full(len(demand), TRIED_TOKENS))
-        servers = place.serve(demand, {PLAIN: place.loop(plain), "own": None}, rows)
-        ours, own = (
-            server.now - max(times[0] for times in server.times)
-            for server in (servers[PLAIN], servers["own"])
-        )
-        found[str(rows)] = ours / own
-    return found
+        ours, own = place.serve(demand, {PLAIN: place.loop(plain), "own": None}, rows).values()
+        ratios[str(rows)] = ours.decoding / own.decoding
+    return ratios

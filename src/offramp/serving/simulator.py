@@ -7,52 +7,98 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.serving.arrivals import Demand, Integers
-from offramp.serving.contenders import LoadContender
+from offramp.scoring.documents import DocumentRows
+from offramp.serving.contenders import Integers, LoadContender
 from offramp.serving.prices import Places, Seconds, StepPrices
-from offramp.serving.request import Rule
+from offramp.serving.request import Arrivals, RequestLengths, Rule, ServerLimits
 
 BLOCK = 256
 """Steps that are worked out at once, at most."""
 
 
 @dataclass(frozen=True)
-class ServerLimits:
-    """How a server serves: requests side by side and tokens of a step at most, and when rows leave.
+class Demand:
+    """Requests in the order in which they arrive.
 
-    padded: attention reads the longest row's context for every row.
+    arrival: float64 [requests], seconds, rising. prompt, output: int64 [requests], tokens. text: float64
+    [requests, 2] in [0, 1), of which document at hand the answer is, and where in it the answer begins.
     """
 
-    rows: int = 16
-    budget: int = 256
-    rule: Rule = "gain"
-    padded: bool = False
+    arrival: Seconds
+    prompt: Integers
+    output: Integers
+    text: Seconds
+
+    def __len__(self) -> int:
+        return len(self.arrival)
 
 
-@dataclass(frozen=True)
+def demand_of(arrivals: Arrivals, lengths: RequestLengths, rate: float, count: int, seed: int) -> Demand:
+    """What arrives at `rate` requests per second; of one seed all but the times is the same at every rate.
+
+    Of a file its gaps and lengths from a request on, stretched to the rate, over and over.
+    """
+    draw = np.random.default_rng(seed)
+    text, spread = draw.random((count, 2)), np.exp(lengths.sigma * draw.standard_normal((2, count)))
+    medians = np.array([[lengths.prompt], [lengths.output]])
+    prompt, output = np.clip(np.rint(medians * spread), 1, 8 * medians).astype(np.int64)
+    if not arrivals.seconds:
+        shape = 1.0 / arrivals.cv**2
+        return Demand(np.cumsum(draw.gamma(shape, 1.0 / (rate * shape), count)), prompt, output, text)
+    gaps = np.diff(arrivals.seconds)
+    start = int(draw.integers(len(gaps)))
+    own = np.resize(np.roll(gaps, -start), count) / (gaps.mean() * rate)
+    if arrivals.lengths:
+        given = np.array(arrivals.lengths[1:], dtype=np.int64)
+        prompt, output = (np.resize(np.roll(column, -start), count) for column in given.T)
+    return Demand(np.cumsum(own), prompt, output, text)
+
+
+def answers_of(rows: DocumentRows, demand: Demand) -> list[Integers]:
+    """Of every request the replayed tokens of its answer, a stretch of one document: int64 [output] each.
+
+    A stretch that reaches the document's end goes on at its start.
+    """
+    places = (demand.text[:, 0] * len(rows.starts)).astype(np.int64)
+    lengths = rows.lengths[places]
+    begin = (demand.text[:, 1] * lengths).astype(np.int64)
+    stretches = zip(rows.starts[places], begin, lengths, demand.output, strict=True)
+    return [start + (first + np.arange(int(count))) % length for start, first, length, count in stretches]
+
+
+@dataclass(eq=False)
 class ServedDemand:
-    """How a demand was served.
+    """A demand and a server that serves it: what has become of both so far.
 
-    times: of each request when each of its tokens was there, float64 [output]. rung, layers, lost: int64
-    [requests], which rung it had, layers executed for its tokens after the first, and how many of those are
-    not the full model's (None where nobody judged). busy: seconds of all steps. row_steps: rows that decoded,
-    over all steps.
+    times: of each request when each of its tokens was there, [output]. rung, layers, lost: int64 [requests],
+    which rung it had, layers executed for its tokens after the first, and how many of those are not the full
+    model's (None where nobody judges). busy: seconds of all steps. row_steps: rows that decoded, over all
+    steps. now: seconds of the server's clock. come: requests that have arrived.
     """
 
     demand: Demand
-    times: tuple[Seconds, ...]
+    times: Sequence[Any]
     rung: Integers
     layers: Integers
     lost: Integers | None
-    busy: float
-    steps: int
-    row_steps: int
+    busy: float = 0.0
+    steps: int = 0
+    row_steps: int = 0
+    now: float = 0.0
+    come: int = 0
+
+    def arriving(self) -> Iterator[int]:
+        """Requests that have arrived by now, each once."""
+        while self.come < len(self.demand) and self.demand.arrival[self.come] <= self.now:
+            self.come += 1
+            yield self.come - 1
 
 
 def run_steps(
@@ -82,8 +128,7 @@ def run_steps(
             break
         own_stop, before = asks[place][:, None], free
         asked = going & ~free & own_stop
-        if rule == "gain":
-            asked &= prices.worth_asking[place][asked.sum(0)]
+        asked &= prices.asks(rule, place, asked.sum(0))
         seconds += prices.probe[place][asked.sum(0)]
         free = free | (asked & (own <= prices.stops[place]))
         wants = going & free & own_stop
@@ -99,20 +144,6 @@ def run_steps(
     return seconds + prices.final[left], exits
 
 
-@dataclass(eq=False, slots=True)
-class _BusyRow:
-    """A request that is being served; `done` tokens of its answer are there."""
-
-    place: int
-    prompt: int
-    output: int
-    exits: Integers
-    kept: NDArray[np.bool_]
-    rung: int
-    filled: int = 0
-    done: int = 0
-
-
 def simulate(
     demand: Demand,
     answers: Sequence[Integers],
@@ -126,10 +157,18 @@ def simulate(
     a row is free; its prompt runs in as many pieces as the budget asks for, at full depth, and its first
     token is there with the last of them.
     """
-    return _Server(demand, answers, contender, prices, limits).run()
+    server = _Server(demand, answers, contender, prices, limits)
+    server.run()
+    return server
 
 
-class _Server:
+class _Server(ServedDemand):
+    """rows: requests that are being served. filled, done: int64 [requests], tokens of the prompt that have
+    run, and of the answer that are there.
+    """
+
+    lost: Integers
+
     def __init__(
         self,
         demand: Demand,
@@ -138,59 +177,55 @@ class _Server:
         prices: StepPrices,
         limits: ServerLimits,
     ) -> None:
-        self.demand, self.answers, self.contender = demand, answers, contender
-        self.prices, self.limits = prices, limits
-        self.now, self.next, self.busy, self.steps, self.row_steps = 0.0, 0, 0.0, 0, 0
+        times = [np.empty(int(output)) for output in demand.output]
+        super().__init__(demand, times, *np.zeros((3, len(demand)), dtype=np.int64))
+        self.answers, self.contender, self.prices, self.limits = answers, contender, prices, limits
         self.waiting: deque[int] = deque()
-        self.rows: list[_BusyRow] = []
-        self.times = [np.empty(int(output)) for output in demand.output]
-        self.rung, self.layers, self.lost = np.zeros((3, len(demand)), dtype=np.int64)
+        self.rows: list[int] = []
+        self.filled, self.done = np.zeros((2, len(demand)), dtype=np.int64)
         self.exits = np.array([*contender.stops, contender.layers])
         having = [[stop in rung.stops for stop in contender.stops] for rung in contender.rungs]
         self.asks = np.array(having, dtype=np.bool_).T
         # Of each rung where the exits of all lie among its own, to know what is kept there.
         self.kept_at = [np.searchsorted([*rung.stops, rung.layers], self.exits) for rung in contender.rungs]
 
-    def run(self) -> ServedDemand:
-        arrival = self.demand.arrival
-        while self.next < len(arrival) or self.waiting or self.rows:
-            while self.next < len(arrival) and arrival[self.next] <= self.now:
-                self.waiting.append(self.next)
-                self.next += 1
+    def run(self) -> None:
+        demand = self.demand
+        while self.come < len(demand) or self.waiting or self.rows:
+            self.waiting.extend(self.arriving())
             if not self.waiting and not self.rows:
-                self.now = float(arrival[self.next])
-            elif any(row.filled < row.prompt for row in self.rows) or (self.waiting and self._has_room()):
+                self.now = float(demand.arrival[self.come])
+            elif (self.waiting and self._has_room()) or not self._is_filled(self.rows).all():
                 self._step_with_prompts()
             else:
                 self._steps()
-            self.rows = [row for row in self.rows if row.done < row.output]
-        counts = (self.busy, self.steps, self.row_steps)
-        return ServedDemand(self.demand, tuple(self.times), self.rung, self.layers, self.lost, *counts)
+            self.rows = [row for row in self.rows if self.done[row] < demand.output[row]]
 
     def _has_room(self) -> bool:
         return len(self.rows) < self.limits.rows
 
-    def _admit(self) -> _BusyRow:
+    def _is_filled(self, rows: int | list[int]) -> NDArray[np.bool_]:
+        return np.asarray(self.filled[rows] == self.demand.prompt[rows])
+
+    def _admit(self) -> int:
         rung = self.contender.rung_at(len(self.waiting) + len(self.rows))
-        place = self.waiting.popleft()
-        own, tokens = self.contender.rungs[rung], self.answers[place]
-        lengths = int(self.demand.prompt[place]), int(self.demand.output[place])
-        self.rows.append(_BusyRow(place, *lengths, own.exits[tokens], own.kept[:, tokens], rung))
-        self.rung[place] = rung
+        self.rows.append(self.waiting.popleft())
+        self.rung[self.rows[-1]] = rung
         return self.rows[-1]
 
     def _step_with_prompts(self) -> None:
         """One step: a token of each row that decodes, then pieces of prompts, those begun first."""
-        ready = [row for row in self.rows if row.filled == row.prompt]
-        filling = deque(row for row in self.rows if row.filled < row.prompt)
+        ready = [row for row in self.rows if self._is_filled(row)]
+        filling = deque(row for row in self.rows if row not in ready)
         budget, seconds, fresh = self.limits.budget - len(ready), 0.0, []
         while budget > 0 and (filling or (self.waiting and self._has_room())):
             row = filling.popleft() if filling else self._admit()
-            piece = min(budget, row.prompt - row.filled)
-            seconds += self.prices.prompt(piece, row.filled)
-            row.filled += piece
+            past = int(self.filled[row])
+            piece = min(budget, int(self.demand.prompt[row]) - past)
+            seconds += self.prices.prompt(piece, past)
+            self.filled[row] += piece
             budget -= piece
-            if row.filled == row.prompt:
+            if self._is_filled(row):
                 seconds += self.prices.first_token
                 fresh.append(row)
         taken, exits = (
@@ -198,14 +233,15 @@ class _Server:
         )
         self._keep(ready, taken + seconds, exits)
         for row in fresh:
-            self.times[row.place][0] = self.now
-            row.done = 1
+            self.times[row][0] = self.now
+            self.done[row] = 1
 
     def _steps(self) -> None:
         """Steps until a row is done, or somebody comes who finds a row free."""
-        most, arrives = min(BLOCK, *(row.output - row.done for row in self.rows)), math.inf
-        if self._has_room() and self.next < len(self.demand):
-            arrives = float(self.demand.arrival[self.next])
+        most = min(BLOCK, int((self.demand.output - self.done)[self.rows].min()))
+        arrives = math.inf
+        if self._has_room() and self.come < len(self.demand):
+            arrives = float(self.demand.arrival[self.come])
             if most > 8:  # what comes after is thrown away
                 step = float(self._decoded(self.rows, 1)[0][0])
                 most = min(most, max(1, math.ceil(2.0 * (arrives - self.now) / step)))
@@ -213,22 +249,29 @@ class _Server:
         count = min(most, int(np.searchsorted(self.now + np.cumsum(seconds), arrives)) + 1)
         self._keep(self.rows, seconds[:count], exits[:, :count])
 
-    def _decoded(self, rows: Sequence[_BusyRow], steps: int) -> tuple[Seconds, Integers]:
-        own = np.array([row.exits[row.done : row.done + steps] for row in rows])
-        asks = self.asks[:, [row.rung for row in rows]]
-        contexts = [row.prompt + row.done - 1 for row in rows]
-        read = max(contexts) if self.limits.padded else sum(contexts) / len(contexts)
-        return run_steps(self.prices, self.limits.rule, own, asks, read + np.arange(float(steps)))
+    def _tokens(self, row: int, count: int) -> Integers:
+        """The next ones of a row's answer."""
+        return self.answers[row][self.done[row] : self.done[row] + count]
 
-    def _keep(self, rows: Sequence[_BusyRow], seconds: Seconds, exits: Integers) -> None:
+    def _decoded(self, rows: list[int], steps: int) -> tuple[Seconds, Integers]:
+        rungs = self.rung[rows]
+        pairs = zip(rows, rungs, strict=True)
+        own = np.array([self.contender.rungs[rung].exits[self._tokens(row, steps)] for row, rung in pairs])
+        contexts = self.demand.prompt[rows] + self.done[rows] - 1
+        read = contexts.max() if self.limits.padded else contexts.mean()
+        context = read + np.arange(float(steps))
+        return run_steps(self.prices, self.limits.rule, own, self.asks[:, rungs], context)
+
+    def _keep(self, rows: list[int], seconds: Seconds, exits: Integers) -> None:
         """Steps have passed: float64 [steps] seconds, and where rows left, int64 [rows, steps]."""
         count, ends = len(seconds), self.now + np.cumsum(seconds)
         for row, own, place in zip(rows, exits, np.searchsorted(self.exits, exits), strict=True):
-            self.times[row.place][row.done : row.done + count] = ends
-            self.layers[row.place] += int(own.sum())
-            kept = row.kept[self.kept_at[row.rung][place], row.done + np.arange(count)]
-            self.lost[row.place] += count - int(kept.sum())
-            row.done += count
+            rung, done = self.rung[row], self.done[row]
+            kept = self.contender.rungs[rung].kept[self.kept_at[rung][place], self._tokens(row, count)]
+            self.times[row][done : done + count] = ends
+            self.layers[row] += own.sum()
+            self.lost[row] += count - kept.sum()
+        self.done[rows] += count
         self.row_steps += count * len(rows)
         self.steps += count
         self.now, self.busy = float(ends[-1]), self.busy + float(seconds.sum())
