@@ -92,13 +92,16 @@ def test_an_answer_ends_at_its_first_end_token(model: Model) -> None:
 def test_an_answer_has_room_for_twice_the_longest_text(
     bart: Path, tmp_path: Path, model: Model, workload: Workload
 ) -> None:
-    longest = max(len(model.encode(document.text)) for document in workload.documents)
+    front = len(model.bos_policy.front)
+    longest = max(len(model.encode(document.text)) for document in workload.documents) - front
     assert model.context_length is not None
     half = model.context_length // 2
     assert answer_limit(model, workload, 8) == min(2 * longest, half)
     assert answer_limit(model, workload, 60) == 60
     short = replace(workload, documents=workload.documents[:1])
-    assert answer_limit(model, short, 2) == min(half, 2 * len(model.encode(short.documents[0].text)))
+    assert answer_limit(model, short, 2) == min(
+        half, 2 * (len(model.encode(short.documents[0].text)) - front)
+    )
     texts = offramp.workload_of(["a text of its own", "another"])
     assert answer_limit(offramp.load_model(bart), texts, 8) == 8
     pairs = offramp.load_workload(f"pairs:{write_pairs(tmp_path / 'pairs.jsonl')}#en,de")

@@ -23,7 +23,10 @@ def answer_limit(model: Model, workload: Workload, new_tokens: int) -> int:
     """
     if workload.reads is None:
         return new_tokens
-    room = ROOM * max(len(encode_document(model.encode, document)) for document in workload.documents)
+    room = ROOM * max(
+        len(encode_document(model.encode, document)) - len(model.front(document.given))
+        for document in workload.documents
+    )
     if model.context_length is not None:
         room = min(room, model.context_length // 2)
     return max(new_tokens, room)
