@@ -102,10 +102,16 @@ def pictures(results: dict[str, LoadResult]) -> dict[str, str]:
         served = "" if result.execution is None else "; a marker was served"
         for ending, plot, said in (
             ("", latency_plot(result), f"a line is predicted, with its interval over seeds{served}"),
-            ("-gain", ratio_plot(result), "predicted, with intervals over seeds; shaded: exits pay"),
+            ("-gain", ratio_plot(result), f"predicted, with intervals over seeds; {paying(result)}"),
         ):
             found[f"load-{name}{ending}.svg"] = of_page(f"{plot.title}: {where}", plot, keys_of(plot), said)
     return found
+
+
+def paying(result: LoadResult) -> str:
+    """What is shaded over the whole height, beside intervals."""
+    best = result.best.name if result.best else ""
+    return "shaded over the whole height: exits pay" if result.paying(best) else "exits pay at no rate"
 
 
 def marked(results: dict[str, LoadResult]) -> dict[str, str]:

@@ -176,9 +176,10 @@ def ratio_plot(result: LoadResult) -> Plot:
         )
         for interval in result.paying(best)
     )
+    pays = f"Shaded over the whole height: where {best} pays" if boxes else "Exits pay at no rate"
     note = (
         "p95 of the best without exits over that of each contender, on the same demands: above 1 exits are "
-        f"faster. Shaded: where {best} pays. No point where one of the two is saturated."
+        f"faster. {pays}. No point where one of the two is saturated."
     )
     ratio = Axis("times as long without exits", number=plain_tick, include=(0.9, 1.1))
     rules = (ReferenceLine("y", 1.0, "as fast as without exits"),)
