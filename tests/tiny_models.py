@@ -43,26 +43,29 @@ def write_tokenizer(folder: Path, *, vocabulary: int = VOCABULARY, chat_template
     tokenizer.save_pretrained(folder)
 
 
+LLAMA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "initializer_range": 0.2,
+}
+"""The config of the tests' Llama."""
+
+
 def write_llama(folder: Path, *, chat_template: str | None = None, **config: Any) -> Path:
     """A random Llama of 4 layers and its tokenizer; its layers agree with the last one now and then."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    values: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": CONTEXT,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "initializer_range": 0.2,
-    }
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**(values | config))).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**(LLAMA | config))).save_pretrained(folder)
     write_tokenizer(folder, chat_template=chat_template)
     return folder
 
@@ -303,23 +306,11 @@ def write_llava(folder: Path, *, chat_template: str | None = None, **text: Any) 
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     place = tokenizer.convert_tokens_to_ids(IMAGE)
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    values: dict[str, Any] = {
-        "vocab_size": place + 1,
-        "hidden_size": 32,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": CONTEXT,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "initializer_range": 0.2,
-    }
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             **vision, image_size=PICTURE_SIDE, patch_size=PATCH, initializer_factor=8.0
         ),
-        text_config=LlamaConfig(**(values | text)),
+        text_config=LlamaConfig(**(LLAMA | {"vocab_size": place + 1} | text)),
         image_token_id=place,
         projector_hidden_act="gelu",
         vision_feature_layer=-1,
