@@ -165,6 +165,8 @@ def test_a_template_of_the_processor_writes_the_prompt(tmp_path: Path) -> None:
     place = model.hf.place
     assert front[: 1 + PLACES] == (0, *[place] * PLACES)
     assert model.decode(front[1 + PLACES :]) == "[the cat] A: "
+    said = given_picture(tmp_path / "a.png", f"the{IMAGE}cat")
+    assert model.decode(model.front(said)) == "<s>the" + PLACES * IMAGE + "cat"  # it says where
     answer = model.encode("sat", given)[len(front) :]
     assert model.decode(answer) == "sat</s>"  # no space: the prompt ends with one
 

@@ -116,13 +116,16 @@ class Pictured(Reader):
         return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
     def _written(self, prompt: str) -> str:
-        """The prompt with the picture in front, by the processor's chat template if it has one."""
+        """The prompt as it is if it says where the picture stands; else by the processor's chat template, or
+        with the picture in front."""
         place = self.maker.image_token
+        if place in prompt:
+            return prompt
         if getattr(self.maker, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": prompt}]
             turns = [{"role": "user", "content": content}]
             return str(self.maker.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-        return prompt if place in prompt else f"{place}\n{prompt}"
+        return f"{place}\n{prompt}"
 
     def prompt(self, given: Given) -> tuple[int, ...]:
         """Token ids of what is asked of a picture, its places included."""
