@@ -121,7 +121,7 @@ class Learner(Problem):
         judged = [evaluated.exits[0] for evaluated in progress.history]
         kept = (judged[0], min(judged, key=lambda evaluation: evaluation.loss))
         course = {"steps": progress.step, "seconds": progress.seconds, "threads": progress.settings.threads}
-        figures = {"loss": [one.loss for one in kept], "right": [one.agreement for one in kept]}
+        figures = {"loss": [step.loss for step in kept], "right": [step.agreement for step in kept]}
         return course | {"rows": progress.step * len(self.rows(False, self.batch, 0))} | figures
 
 

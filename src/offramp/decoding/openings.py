@@ -280,7 +280,8 @@ def pick_prompts(
                 break
             ids = _start_of(model, workload, document, OPENING_TOKENS)
             whole = workload.decoded_whole
-            fits = 0 < len(ids) <= LONGEST_PROMPT if whole else len(ids) == OPENING_TOKENS
+            longest = LONGEST_PROMPT if document.given is None else len(ids)  # what is seen takes hundreds
+            fits = 0 < len(ids) <= longest if whole else len(ids) == OPENING_TOKENS
             if fits and (model.context_length is None or len(ids) + new_tokens <= model.context_length):
                 prompts[document.id] = ids
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from offramp.kit.given import Kind
 from offramp.models.model import Model
+from offramp.models.pictured import Pictured
 from offramp.scoring.text_quality import Normaliser, TextQuality, WrittenAnswer, measure_of, text_quality
 from offramp.workloads.packing import encode_document
-from offramp.workloads.workload import Workload
+from offramp.workloads.workload import Document, Workload
 
 ROOM = 2
 """An answer has room for so many times the tokens of the longest text that is to be written."""
@@ -23,13 +24,17 @@ def answer_limit(model: Model, workload: Workload, new_tokens: int) -> int:
     """
     if workload.reads is None:
         return new_tokens
-    room = ROOM * max(
-        len(encode_document(model.encode, document)) - len(model.front(document.given))
-        for document in workload.documents
-    )
+    room = ROOM * max(_length(model, document) for document in workload.documents)
     if model.context_length is not None:
         room = min(room, model.context_length // 2)
     return max(new_tokens, room)
+
+
+def _length(model: Model, document: Document) -> int:
+    """Tokens of what is to be written."""
+    if document.given is not None and isinstance(model.hf, Pictured):
+        return len(model.hf.answer(document.given, document.text))  # without a look at the picture
+    return len(encode_document(model.encode, document)) - len(model.front(document.given))
 
 
 def written(model: Model, tokens: Sequence[int], new_tokens: int) -> WrittenAnswer:

@@ -16,7 +16,7 @@ Kind = Literal["text", "audio", "image"]
 
 @dataclass(frozen=True)
 class Given:
-    """One input of an encoder. Raises InputError for a source that says nothing."""
+    """What a model reads beside token ids. Raises InputError for a source that says nothing."""
 
     text: str = ""
     """What is read, where it is a text; of a sound or a picture the path of its file."""

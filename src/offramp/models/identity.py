@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.files import canonical_json, sha256_of_file, sha256_of_text
-from offramp.models.checkpoint import find_weight_files, read_config
+from offramp.models.checkpoint import find_weight_files, read_config, source_read
 
 TOKENIZER_PATTERNS = (
     "tokenizer*",
@@ -24,6 +24,8 @@ TOKENIZER_PATTERNS = (
 )
 # The end tokens that an answer stops at, and code to run.
 BEHAVIOUR_PATTERNS = ("generation_config.json", "*.py")
+READING_PATTERNS = ("preprocessor_config.json", "processor_config.json")
+"""And what is made of a sound or a picture."""
 # Config entries that say where a model came from or who saved it, not what it computes.
 VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 CHECKPOINT = "checkpoint.safetensors"
@@ -95,7 +97,9 @@ def identify_folder(
     tokenizer_files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)})
     config = read_config(folder)
     lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
-    behaviour = sorted(path for pattern in BEHAVIOUR_PATTERNS for path in folder.glob(pattern))
+    reading = source_read(config) in ("audio", "image")
+    patterns = (*BEHAVIOUR_PATTERNS, *(READING_PATTERNS if reading else ()))
+    behaviour = sorted(path for pattern in patterns for path in folder.glob(pattern))
     return ModelIdentity(
         weights=_fingerprint_files(files) if weights is None else weights,
         config=sha256_of_text(json.dumps([lasting, _fingerprint_files(behaviour)], sort_keys=True)),

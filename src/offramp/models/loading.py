@@ -83,7 +83,7 @@ def load_source(
     """
     with quiet_transformers():
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        maker = load_maker(source)
+        maker = load_maker(source, trust_remote_code=trust_remote_code)
         hf, unexpected = _load_weights(source, dtype, trust_remote_code, placement or Placement())
     hf = as_causal(hf.eval(), maker)
     model = build_model(hf, tokenizer, name=source.name, identity=source.identity, dtype=dtype, source=source)
@@ -265,9 +265,10 @@ def check_extractor(extractor: Any, config: Any, folder: Path) -> None:
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def load_maker(source: ModelFiles) -> Any:
+def load_maker(source: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     """What makes the encoder's inputs: of a speech model its feature extractor, of an image-text model its
-    processor if it has one; None for any other. Raises ModelError if unfit, or if it cannot be read.
+    processor if it has one, and what that needs is installed; None for any other. Raises ModelError if unfit,
+    or if it cannot be read.
     """
     reads = source_read(read_config(source.folder))
     if reads == "audio":
@@ -278,7 +279,10 @@ def load_maker(source: ModelFiles) -> Any:
 
     try:
         auto: Any = AutoProcessor
-        return auto.from_pretrained(source.folder, local_files_only=True)
+        options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+        return auto.from_pretrained(source.folder, **options)
+    except ImportError:  # of Pillow, which a picture asks for before anything else; texts do without
+        return None
     except LOADING_ERRORS as error:
         raise ModelError(
             f"transformers cannot read the processor: {_brief(error)}",

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp.errors import InputError, ModelError
 from offramp.models.calls import UNFIT_ERRORS, continued, cross_tensors, held_tensors, hooked, sliding_window
 from offramp.models.conditioned import PROBE, Conditioned, probing
 from offramp.models.discovery import probe_ids
@@ -173,10 +174,14 @@ def _picture_shape(hf: Pictured) -> EncoderShape | None:
     """What sees, by one run on a picture of no meaning; None for a model that is given no pictures."""
     if hf.maker is None or hf.unfit is not None:
         return None
-    asked = hf.asked(probe_picture(), "")
-    hf.encodings.clear()  # so that the probe is encoded here
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        hf.encoding(PROBE, lambda: asked)
+    try:
+        asked = hf.asked(probe_picture(), "")
+        hf.encodings.clear()  # so that the probe is encoded here
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            hf.probe_places = hf.encoding(PROBE, lambda: asked).positions
+    except (*UNFIT_ERRORS, InputError, ModelError) as error:  # it takes texts
+        hf.unfit = f"its processor or what sees fails on a picture ({type(error).__name__}: {error})"
+        return None
     return EncoderShape(
         parameters=count_parameters(hf.encoder_modules()),
         positions=float(asked["input_ids"].shape[1]),

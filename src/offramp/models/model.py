@@ -408,12 +408,13 @@ class Model:
         inputs = {given for given in map(given_of, documents) if given is not None}
         if self.shape.encoder is None or not inputs:
             return replace(self.shape, encoder=None) if isinstance(self.hf, Pictured) else self.shape
-        lengths = (
-            len(self.front(given)) if isinstance(self.hf, Pictured) else self._encoding(given).positions
-            for given in inputs
-        )
-        positions = math.fsum(lengths) / len(inputs)
-        return replace(self.shape, encoder=replace(self.shape.encoder, positions=positions))
+        encoder, made = self.shape.encoder, [self._encoding(given).positions for given in inputs]
+        if isinstance(self.hf, Pictured) and encoder.picture_flops is not None:
+            seen = math.fsum(made) / len(made) / self.hf.probe_places  # of larger pictures more is made
+            encoder = replace(encoder, picture_flops=encoder.picture_flops * seen)
+            made = [len(self.front(given)) for given in inputs]
+        encoder = replace(encoder, positions=math.fsum(made) / len(made))
+        return replace(self.shape, encoder=encoder)
 
     def _encoding(self, given: Given) -> Encoding:
         with evaluating(self.hf):

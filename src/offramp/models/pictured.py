@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import InputError, ModelError
+from offramp.errors import InputError, ModelError, refused_as
 from offramp.kit.given import Given
 from offramp.kit.picture import picture_of
-from offramp.models.calls import caches_among
+from offramp.models.calls import UNFIT_ERRORS, caches_among
 from offramp.models.checkpoint import PICTURED_KEYS
 from offramp.models.conditioned import Condition, Conditioned, Encoding, Reader
 
@@ -27,6 +27,10 @@ UNFIT = {"token_type_ids": LOOKS_AHEAD, "mm_token_type_ids": LOOKS_AHEAD}
 
 
 PROBE_PIXELS = 96
+"""Of each side of the probe's picture."""
+
+PROMPTS_KEPT = 1024
+"""As token ids."""
 
 
 def probe_picture() -> Any:
@@ -68,6 +72,7 @@ class Pictured(Reader):
         takes = frozenset(inspect.signature(hf.forward).parameters)
         reasons = [UNFIT[name] for name in UNFIT if name in takes]
         self.unfit = PLACED if hasattr(hf.base_model, "get_rope_index") else next(iter(reasons), None)
+        self.probe_places = 1  # of the probe's picture, once it was measured
         self._takes = takes
         self._prompts: dict[Given, tuple[int, ...]] = {}
 
@@ -112,7 +117,11 @@ class Pictured(Reader):
             )
         text, tokenizer = self._written(prompt), self.maker.tokenizer
         begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-        made = self.maker(text=[text], images=[picture], return_tensors="pt", add_special_tokens=not begun)
+        what, fix = "the processor cannot put the picture into the prompt", "give a prompt for one picture"
+        with refused_as(InputError, what, *UNFIT_ERRORS, where=f"{prompt[:40]!r}", fix=fix):
+            made = self.maker(
+                text=[text], images=[picture], return_tensors="pt", add_special_tokens=not begun
+            )
         return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
     def _written(self, prompt: str) -> str:
@@ -130,6 +139,8 @@ class Pictured(Reader):
     def prompt(self, given: Given) -> tuple[int, ...]:
         """Token ids of what is asked of a picture, its places included."""
         if given not in self._prompts:
+            if len(self._prompts) >= PROMPTS_KEPT:
+                self._prompts.clear()
             ids = self.asked(picture_of(given), given.prompt)["input_ids"][0].tolist()
             if self.place not in ids:
                 raise ModelError(
@@ -158,7 +169,9 @@ class Pictured(Reader):
         """The language model on token ids, int64 [batch, positions]; cache and the rest as it takes them."""
         optional = {"attention_mask": attention_mask, "position_ids": position_ids}
         own = {name: value for name, value in optional.items() if value is not None and name in self._takes}
-        if not any(cache.get_seq_length() for cache in caches_among(others.values())):
+        held = self.held
+        pictures = held is not None and bool(held.encodings)
+        if pictures and not any(cache.get_seq_length() for cache in caches_among(others.values())):
             own |= self._features(input_ids)
         return self.inner(input_ids=input_ids, use_cache=use_cache, **own, **others)
 

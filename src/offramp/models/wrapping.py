@@ -21,6 +21,7 @@ from offramp.errors import InputError, ModelError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.calls import first_tensor
 from offramp.models.checkpoint import LAYER_COUNT_KEYS, LAYERS_PER_STORED, source_read
+from offramp.models.conditioned import Reader
 from offramp.models.discovery import find_stack
 from offramp.models.identity import VOLATILE_CONFIG_KEYS, ModelIdentity
 from offramp.models.loading import check_extractor, describe_model, require_in_memory
@@ -60,10 +61,11 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     _require_sound_config(hf, named)
     check_finite(hf, named)
     maker = None
+    kind = source_read(hf.config.to_dict())
     if isinstance(tokenizer, ProcessorMixin):
-        maker = getattr(tokenizer, "feature_extractor", None)
-        maker, tokenizer = tokenizer if maker is None else maker, tokenizer.tokenizer
-    if maker is not None and source_read(hf.config.to_dict()) == "audio":
+        maker = tokenizer if kind == "image" else getattr(tokenizer, "feature_extractor", None)
+        tokenizer = tokenizer.tokenizer
+    if maker is not None and kind == "audio":
         check_extractor(maker, hf.config, Path(named))
     hf = as_causal(hf, maker)
     with evaluating(hf):
@@ -325,7 +327,10 @@ def _config(hf: Any, ends: tuple[int, ...]) -> str:
         [str(getattr(module, name, "")) for name in used] for module in hf.modules() if _is_adapted(module)
     ]
     disabled = [bool(module.disable_adapters) for module in hf.modules() if _is_adapted(module)]
-    described = [config, list(ends), adapters, active, disabled]
+    described: list[Any] = [config, list(ends), adapters, active, disabled]
+    maker = hf.maker if isinstance(hf, Reader) else None
+    if maker is not None:
+        described += [maker.to_dict(), getattr(maker, "chat_template", None)]
     return canonical_json(_plain(described))
 
 

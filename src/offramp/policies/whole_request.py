@@ -34,7 +34,8 @@ class WholeRequest:
     tokens: Positive
     """Of an answer: the mean over the trace's documents."""
     once: NotNegative
-    """Of the encoder, and of K and V of its output for every decoder layer."""
+    """Of the encoder, and of K and V of its output for every decoder layer; of an image-text model of what
+    sees, and of the prompt."""
     how: How
     """Whether that was timed in place, is derived from prices of layers, or counted."""
     plain: Positive

@@ -371,14 +371,13 @@ class _StartedRun:
         exits = parse_exits(self.asked.layers, model.layers)
         if self.given is not None:
             require_exits(self.given, exits)
-        context = usable_context(model, self.asked.context)
         for workload in self.workloads:
             plan_trace(
                 model,
                 workload,
                 lambda: _stand_in_answers,
                 tokens=self.asked.tokens,
-                context=context,
+                context=usable_context(model, self.asked.context, workload.reads),
                 document_tokens=self.asked.document_tokens,
             )
 

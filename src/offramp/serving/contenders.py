@@ -209,6 +209,12 @@ def contenders_of(
     Raises PolicyError as `replayed` does; InputError for a ladder whose later rungs leave no earlier, or read
     outputs off other heads.
     """
+    if trace.shape.encoder is not None:
+        raise InputError(
+            "what is read before a request's first token, a source, a sound or a picture, has no price here",
+            where="the trace",
+            fix="load a trace of texts; offramp run says what exits bring a request alone",
+        )
     plain = replayed(trace, "never")
     rungs = [replayed(trace, policy) for policy in policies]
     climbed = [

@@ -22,7 +22,7 @@ from offramp.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
 from offramp.kit.arguments import checked, settled
-from offramp.kit.given import GivenIds, given_of
+from offramp.kit.given import Given, GivenIds, given_of
 from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
 from offramp.kit.rules import Margin
 from offramp.models.model import Model, in_evaluation
@@ -327,13 +327,19 @@ def text_quality_of(measurement: Measurement, workload: Workload, *, seed: int =
     plain = decoded[measurement.result.plain]
     prompts, answers = prompts_and_answers(setting, own)
     whole = prompts_and_answers(setting, {place: plain[place] for place in own})[1]
-    texts = {given_of(document): document.text for document in workload.documents}
+    texts: dict[Given | None, str | None] = {}
+    for document in workload.documents:  # of one source with several texts none is held against
+        known = texts.setdefault(document.given, document.text)
+        texts[document.given] = document.text if known == document.text else None
+    told = [place for place, prompt in enumerate(prompts) if texts[given_of(prompt)] is not None]
+    if not told:
+        return None
     return quality_of(
         setting.model,
         reads,
-        [texts[given_of(prompt)] for prompt in prompts],
-        whole,
-        answers,
+        [texts[given_of(prompts[place])] or "" for place in told],
+        [whole[place] for place in told],
+        [answers[place] for place in told],
         new_tokens=setting.new_tokens,
         seed=seed,
     )

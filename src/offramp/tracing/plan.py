@@ -16,6 +16,7 @@ from torch import Tensor
 
 from offramp.errors import InputError, ModelError, WorkloadError, raise_if_out_of_memory
 from offramp.files import sha256_of_text
+from offramp.kit.given import Kind
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.calls import UNFIT_ERRORS
 from offramp.models.conditioned import probing
@@ -59,14 +60,17 @@ class TracePlan:
         return [context for part in self.parts for context in part]
 
 
-def usable_context(model: Model, context: int | None) -> int:
-    """The context length asked for; by default DEFAULT_CONTEXT, or the model's own if that is shorter.
+def usable_context(model: Model, context: int | None, reads: Kind | None = None) -> int:
+    """The context length asked for; by default DEFAULT_CONTEXT, or the model's own if that is shorter, or if
+    pictures are read, which take hundreds of positions.
 
     Raises InputError if the one asked for is longer than the model's.
     """
     longest = model.context_length
     if context is None:
-        return DEFAULT_CONTEXT if longest is None else min(DEFAULT_CONTEXT, longest)
+        if longest is None or (reads != "image" and longest > DEFAULT_CONTEXT):
+            return DEFAULT_CONTEXT
+        return longest
     if longest is not None and context > longest:
         raise InputError(
             f"a context of {context:,} tokens is longer than the model's {longest:,}",
@@ -167,7 +171,7 @@ def plan_with_answers(
     """The same, answered by the model. context: as `usable_context` takes it. shown: show a bar. folder,
     request, timed: as `Answerer` takes them.
     """
-    longest = usable_context(model, context)
+    longest = usable_context(model, context, workload.reads)
     made: list[Answerer] = []
     with contextlib.ExitStack() as bars:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.given import Kind
 from offramp.kit.numbers import Count
 from offramp.kit.rules import suggest
 from offramp.models.devices import CPU
@@ -164,13 +166,20 @@ MODEL_CODE = "offramp.tracing.loading"
 """The module that makes a model what it is, transforms among it: its code counts where a model is at hand."""
 
 
-def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of the libraries that a trace's numbers depend on. transforms: of the model, as texts."""
+SEEING = {"pillow": "PIL", "torchvision": "torchvision"}
+"""What brings a picture to the size that a model sees, and what is imported of each; the second is used where
+it is installed."""
+
+
+def library_versions(transforms: Iterable[str] = (), reads: Kind | None = None) -> dict[str, str]:
+    """Versions of the libraries that a trace's numbers depend on. transforms: of the model, as texts. reads:
+    what it may be given beside texts."""
     from offramp.models.transforms.quantise import PACKAGE, is_quantisation
 
     names = ["torch", "transformers", "numpy"]
     if any(map(is_quantisation, transforms)):
         names.append(PACKAGE)
+    names += (name for name in SEEING if reads == "image" and importlib.util.find_spec(SEEING[name]))
     return {name: importlib.metadata.version(name) for name in names}
 
 

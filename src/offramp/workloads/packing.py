@@ -203,7 +203,7 @@ def select_contexts(
     prepended = encoded[0].prepended if len(encoded) else 0
     if context <= prepended:
         raise InputError(
-            f"a context of {context} tokens is filled by the {prepended} that the tokenizer puts in front",
+            f"a context of {context} tokens is filled by the {prepended} that stand in front of a text",
             fix="raise context= (--context)",
         )
     cap = default_cap(tokens, context - prepended) if document_tokens is None else document_tokens

@@ -68,7 +68,7 @@ class Sketcher:
         """A sketcher that knows the form of a workload's documents."""
         sketcher = cls()
         known = documents[:FORM_DOCUMENTS]
-        kept = [np.unique(sketcher.sketch(document.text)[WHOLE:]) for document in known]
+        kept = [np.unique(sketcher.sketch(_compared(document))[WHOLE:]) for document in known]
         hashes, found = np.unique(np.concatenate([*kept, sketcher.form]), return_counts=True)
         sketcher.form = hashes[found > max(FORM_LEAST, FORM_SHARE * len(known))]
         return sketcher
@@ -82,7 +82,7 @@ class Sketcher:
 
     def sketches(self, documents: Iterable[Document]) -> tuple[Sketch, ...]:
         """The hashes of some documents' texts."""
-        return tuple(self.sketch(document.text) for document in documents)
+        return tuple(self.sketch(_compared(document)) for document in documents)
 
     def _hashed(self, words: Sequence[str]) -> NDArray[np.uint64]:
         """A hash of every word: each word is hashed once, then looked up."""
@@ -94,6 +94,15 @@ class Sketcher:
             new = itertools.islice(places, len(self._hashes), None)
             self._hashes = np.concatenate([self._hashes, _digests(new)])
         return self._hashes[found]
+
+
+def _compared(document: Document) -> str:
+    """What documents are compared by: their text; of a pair with what is read; of a picture that alone, as
+    answers about others are the same few words."""
+    given = document.given
+    if given is None or given.kind == "audio":
+        return document.text
+    return given.samples if given.kind == "image" else f"{given.text} {document.text}"
 
 
 def sketches_of(workload: Workload, ids: Sequence[str]) -> tuple[Sketch, ...]:

@@ -35,8 +35,8 @@ class Document:
     kind: str | None = None
     """Of generated ones the generator, None for others. Where few are picked, each kind has its turn."""
     given: Given | None = None
-    """What an encoder-decoder reads, text or sound, of which the text is what it is to write; None for a text
-    alone."""
+    """What a model reads, a text, a sound, or a picture with what is asked of it, of which the text is what
+    it is to write; None for a text alone."""
 
     def __post_init__(self) -> None:
         """Refuse what is no text or no token id."""
@@ -97,7 +97,8 @@ class Workload:
                 raise WorkloadError("two documents have the same id", where=where, fix=fix)
             seen.add(document.id)
             said = [("id", document.id), ("text", document.text)]
-            said += [] if document.given is None else [("source", document.given.text)]
+            if document.given is not None:
+                said += [("source", document.given.text), ("prompt", document.given.prompt)]
             for role, content in document.messages or ():
                 said += [("role", role), ("message", content)]
             for part, value in said:
@@ -115,7 +116,7 @@ class Workload:
 
     @property
     def reads(self) -> Kind | None:
-        """What an encoder-decoder reads, each text being what it writes of that; None for texts alone."""
+        """What a model reads beside each text, which is what it writes of that; None for texts alone."""
         return next((document.given.kind for document in self.documents if document.given is not None), None)
 
     @property
