@@ -125,7 +125,7 @@ def test_all_that_changes_an_execution_is_in_its_request(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "code_of", lambda *asked: "other code")
     others.append(request())
     monkeypatch.undo()
-    monkeypatch.setattr(module, "library_versions", lambda transforms: {"torch": "0"})
+    monkeypatch.setattr(module, "library_versions", lambda *asked: {"torch": "0"})
     others.append(request())
     monkeypatch.undo()
     assert request() == request()
