@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,3 +167,20 @@ def tree(folder: Path) -> dict[str, bytes]:
 def run_arguments(model: Path, documents: Path) -> list[object]:
     """The command line of the finished run that tests share, without its folder."""
     return ["run", model, "-w", f"jsonl:{documents}#text", "-w", "chat", "--tokens", 960]
+
+
+def assert_refused(arguments: Sequence[str], said: str, names: Mapping[str, object], out: Path) -> None:
+    """A command line, its words replaced by what they name, is refused, says so, and leaves nothing there."""
+    found = run_offramp(*(names.get(word, word) for word in arguments)).require(2)
+    assert said in found.err
+    assert not out.exists()
+
+
+def assert_bench_decodes(model: Path, workload: str) -> None:
+    """Answers to what documents give are decoded, by the policy and by plain decoders."""
+    found = run_offramp(
+        *("bench", model, "--policy", "static:exit=2", "--workload", workload, "--prompts", 2),
+        *("--new-tokens", 8, "--seconds", 0, "--no-peers", "--no-quality", "--json"),
+    ).require(0)
+    names = {contender["name"] for contender in found.json["contenders"]}
+    assert {"static:exit=2 (propagate)", "generate()", "never exit"} <= names

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import offramp
-from command_line import run_offramp
+from command_line import assert_bench_decodes, assert_refused, run_offramp
 from tiny_models import write_pairs, write_wav
 
 
@@ -84,15 +84,8 @@ def test_what_does_not_go_together_is_refused_before_a_weight_is_loaded(
         "MISSING": sounds / "none.wav",
         "LONG": long,
     }
-    found = run_offramp(*(names.get(word, word) for word in arguments)).require(2)
-    assert said in found.err
-    assert not (tmp_path / "out").exists()
+    assert_refused(arguments, said, names, tmp_path / "out")
 
 
 def test_bench_decodes_answers_to_sounds(whisper: Path, sounds: Path) -> None:
-    found = run_offramp(
-        *("bench", whisper, "--policy", "static:exit=2", "--workload", f"audio:{sounds}", "--prompts", 2),
-        *("--new-tokens", 8, "--seconds", 0, "--no-peers", "--no-quality", "--json"),
-    ).require(0)
-    names = {contender["name"] for contender in found.json["contenders"]}
-    assert {"static:exit=2 (propagate)", "generate()", "never exit"} <= names
+    assert_bench_decodes(whisper, f"audio:{sounds}")

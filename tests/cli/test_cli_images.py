@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import offramp
-from command_line import run_offramp
+from command_line import assert_bench_decodes, assert_refused, run_offramp
 
 
 def test_a_picture_is_answered_as_the_model_answers_it(llava: Path, pictures: Path) -> None:
@@ -87,18 +87,11 @@ def test_what_does_not_go_together_is_refused_before_a_weight_is_loaded(
         "PICTURE": pictures.with_name("p00.png"),
         "MISSING": pictures.with_name("none.png"),
     }
-    found = run_offramp(*(names.get(word, word) for word in arguments)).require(2)
-    assert said in found.err
-    assert not (tmp_path / "out").exists()
+    assert_refused(arguments, said, names, tmp_path / "out")
 
 
 def test_bench_decodes_answers_about_pictures(llava: Path, pictures: Path) -> None:
-    found = run_offramp(
-        *("bench", llava, "--policy", "static:exit=2", "--workload", f"images:{pictures}", "--prompts", 2),
-        *("--new-tokens", 8, "--seconds", 0, "--no-peers", "--no-quality", "--json"),
-    ).require(0)
-    names = {contender["name"] for contender in found.json["contenders"]}
-    assert {"static:exit=2 (propagate)", "generate()", "never exit"} <= names
+    assert_bench_decodes(llava, f"images:{pictures}")
 
 
 def test_a_run_on_pictures_begins_with_the_ceiling_of_a_request(

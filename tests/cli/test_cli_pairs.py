@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import offramp
-from command_line import Outcome, run_offramp
+from command_line import assert_bench_decodes, assert_refused, run_offramp
 from tiny_models import SOURCE_POSITIONS, write_pairs
 
 SOURCE = "the cat sat on the mat"
@@ -55,13 +55,6 @@ def test_a_workload_of_pairs_is_traced_replayed_and_run_again(bart: Path, pairs:
     assert np.unique(trace.document).size > 1
 
 
-def bench(bart: Path, workload: str) -> Outcome:
-    return run_offramp(
-        *("bench", bart, "--policy", "static:exit=2", "--workload", workload, "--prompts", 2),
-        *("--new-tokens", 8, "--seconds", 0, "--no-peers", "--no-quality", "--json"),
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -88,9 +81,8 @@ def test_what_does_not_go_together_is_refused_before_a_weight_is_loaded(
     no_weights: None,
 ) -> None:
     names = {"BART": bart, "TEXT": tiny_model, "TRACE": tmp_path / "out", "WORDS": f"jsonl:{documents}#text"}
-    found = run_offramp(*(names.get(word, word.replace("PAIRS", pairs)) for word in arguments)).require(2)
-    assert said in found.err
-    assert not (tmp_path / "out").exists()
+    words = [word.replace("PAIRS", pairs) for word in arguments]
+    assert_refused(words, said, names, tmp_path / "out")
 
 
 def test_a_source_that_is_too_long_is_named(bart: Path) -> None:
@@ -100,9 +92,7 @@ def test_a_source_that_is_too_long_is_named(bart: Path) -> None:
 
 
 def test_bench_decodes_answers_to_sources(bart: Path, pairs: str) -> None:
-    found = bench(bart, pairs).require(0)
-    names = {contender["name"] for contender in found.json["contenders"]}
-    assert {"static:exit=2 (propagate)", "generate()", "never exit"} <= names
+    assert_bench_decodes(bart, pairs)
 
 
 def test_a_run_says_first_what_a_request_could_gain_and_searches_nothing_below_the_worth(

@@ -1,4 +1,4 @@
-"""A speech model's answers: rerun, decoded and timed, each row given its sound."""
+"""A speech model's answers: decoded and timed, each row given its sound."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from given_cases import LEAVING, RERUNS, assert_reruns_are_forced_decoding
+from given_cases import LEAVING
 
 import offramp
 from offramp.errors import InputError
 from offramp.kit.given import GivenIds, given_of
 from offramp.models.model import Model
 from offramp.timing.decoder import PlainRunning, batches_of
-from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
 from tiny_models import NOT_FIRST, write_sounds, write_wav
 
@@ -27,18 +26,6 @@ def workload(sounds: Path) -> Workload:
 @pytest.fixture(scope="module")
 def model(whisper: Path) -> Model:
     return offramp.load_model(whisper)
-
-
-@pytest.fixture(scope="module")
-def trace(model: Model, workload: Workload) -> Trace:
-    return offramp.trace(model, workload, tokens=80)
-
-
-@pytest.mark.parametrize(("policy", "kv"), RERUNS)
-def test_a_rerun_is_forced_decoding_exit_for_exit(
-    model: Model, workload: Workload, trace: Trace, policy: str, kv: str
-) -> None:
-    assert_reruns_are_forced_decoding(model, workload, trace, policy, kv)
 
 
 def test_two_sounds_are_decoded_side_by_side_as_alone(model: Model, workload: Workload) -> None:

@@ -1,4 +1,4 @@
-"""Answers about pictures: a rerun leaves where decoding does, and rows of a batch answer as alone."""
+"""Answers about pictures: rows of a batch answer as alone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from given_cases import RERUNS, assert_reruns_are_forced_decoding
 
 import offramp
 from offramp.models.model import Model
-from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
 
 
@@ -22,18 +20,6 @@ def model(llava: Path) -> Model:
 @pytest.fixture(scope="module")
 def workload(pictures: Path) -> Workload:
     return offramp.load_workload(f"images:{pictures}")
-
-
-@pytest.fixture(scope="module")
-def trace(model: Model, workload: Workload) -> Trace:
-    return offramp.trace(model, workload, tokens=60)
-
-
-@pytest.mark.parametrize(("policy", "kv"), RERUNS)
-def test_a_rerun_leaves_where_forced_decoding_does(
-    model: Model, workload: Workload, trace: Trace, policy: str, kv: Any
-) -> None:
-    assert_reruns_are_forced_decoding(model, workload, trace, policy, kv)
 
 
 @pytest.mark.parametrize(

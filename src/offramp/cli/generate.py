@@ -115,9 +115,6 @@ class Completion(Leaving, ReadThrough, Request):
         """The prompts, the sources, or the paths of the sounds. Raises InputError."""
         if not self.sources and not self.sounds:
             prompts = read_prompts(self.prompts, self.prompt_files)
-            if self.images and len(prompts) not in (1, len(self.images)):
-                what = f"{len(prompts)} prompts are given for {len(self.images)} pictures"
-                raise InputError(what, where="--image", fix="give one --prompt for all, or one for each")
             return prompts * len(self.images) if self.images and len(prompts) == 1 else prompts
         if self.images:
             where = "--image"
@@ -133,11 +130,11 @@ class Completion(Leaving, ReadThrough, Request):
     @cached_property
     def given_sources(self) -> tuple[Given, ...]:
         """What a model is to read beside token ids. Raises InputError."""
-        from offramp.kit.picture import given_picture
+        from offramp.kit.picture import given_pictures
         from offramp.kit.sound import given_sound
 
         if self.images:
-            return tuple(map(given_picture, self.images, self.texts))
+            return tuple(given_pictures(self.images, self.texts, "--image"))
         return (*map(Given, self.sources), *map(given_sound, self.sounds))
 
     def find(self, model: str) -> ModelRequest:

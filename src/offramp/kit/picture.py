@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ def _fingerprint(picture: Any) -> str:
 def given_picture(path: str | Path, prompt: str) -> Given:
     """The picture of a file, and what is asked of it, as a model's input. Raises as `read_picture`."""
     return Given(str(path), kind="image", samples=_fingerprint(read_picture(Path(path))), prompt=prompt)
+
+
+def given_pictures(paths: Sequence[str | Path], prompts: Sequence[Any], where: str) -> list[Given]:
+    """The same of several, each with a prompt of its own. where: they were given.
+
+    Raises InputError for others than one text for each picture.
+    """
+    if len(prompts) != len(paths) or not all(isinstance(prompt, str) for prompt in prompts):
+        what = f"{len(prompts)} prompts are given for {len(paths)} pictures"
+        raise InputError(what, where=where, fix="give one text for all of them, or one for each")
+    return [given_picture(path, prompt) for path, prompt in zip(paths, prompts, strict=True)]
 
 
 def picture_of(given: Given) -> Any:

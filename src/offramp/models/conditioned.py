@@ -187,7 +187,7 @@ def _forced(config: Any) -> list[int]:
     return [int(token) for token in asked if token is not None]
 
 
-class Reader(nn.Module):
+class SourceReader(nn.Module):
     """A transformers model, called as a causal language model is, beside which something read is held.
 
     What is read is encoded in `encoding` and nowhere else. All else that is asked of it is the model's own.
@@ -203,6 +203,11 @@ class Reader(nn.Module):
         self.training = hf.training
         self.encodings: OrderedDict[Any, Encoding] = OrderedDict()  # made lately, by name; one for all copies
         self._weights: list[Any] = []  # that they were made with
+        self._takes = frozenset(inspect.signature(hf.forward).parameters)
+
+    def _taken(self, **optional: Any) -> dict[str, Any]:
+        """Those of some arguments that are there, and that the model's own forward has."""
+        return {name: value for name, value in optional.items() if value is not None and name in self._takes}
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -268,7 +273,7 @@ class Reader(nn.Module):
         return None if held is None or held[0] is not self.encodings else held[1]
 
 
-class Conditioned(Reader):
+class Conditioned(SourceReader):
     """The decoder of an encoder-decoder. Tokens that the generation config suppresses have no probability,
     at any exit.
 
@@ -276,13 +281,12 @@ class Conditioned(Reader):
     token ids, or random features of a sound.
     """
 
-    def __init__(self, hf: Any, probe: Mapping[str, Tensor] | None = None, extractor: Any = None) -> None:
-        super().__init__(_suppressing(hf), source_read(hf.config.to_dict()) or "text", extractor)
+    def __init__(self, hf: Any, probe: Mapping[str, Tensor] | None = None, maker: Any = None) -> None:
+        super().__init__(_suppressing(hf), source_read(hf.config.to_dict()) or "text", maker)
         self._not_first = getattr(getattr(hf, "generation_config", None), "begin_suppress_tokens", None)
         self.config = _causal_config(hf.config)
         self._probe = probe
         self._writes: bool | None = None  # to the encoding; not known before its first forward
-        self._takes = frozenset(inspect.signature(hf.forward).parameters)
 
     @property
     def front(self) -> tuple[int, ...]:
@@ -360,12 +364,9 @@ class Conditioned(Reader):
     ) -> Any:
         """The decoder on token ids, int64 [batch, positions]; cache and the rest as the model takes them."""
         output, mask = self._given_to(len(input_ids))
-        optional = {
-            "attention_mask": mask,
-            "decoder_attention_mask": attention_mask,
-            "decoder_position_ids": position_ids,
-        }
-        own = {name: value for name, value in optional.items() if value is not None and name in self._takes}
+        own = self._taken(
+            attention_mask=mask, decoder_attention_mask=attention_mask, decoder_position_ids=position_ids
+        )
         answer = self.inner(
             decoder_input_ids=input_ids, encoder_outputs=output, use_cache=use_cache, **own, **others
         )
@@ -402,7 +403,7 @@ class Conditioned(Reader):
 
 def own_model(hf: Any) -> Any:
     """The transformers model itself, of one that offramp drives as another."""
-    return hf.inner if isinstance(hf, Reader) else hf
+    return hf.inner if isinstance(hf, SourceReader) else hf
 
 
 def condition_of(hf: Any) -> Condition | None:
@@ -410,7 +411,7 @@ def condition_of(hf: Any) -> Condition | None:
     encoder-decoder is given nothing."""
     if isinstance(hf, Conditioned):
         return hf.condition
-    return hf.held if isinstance(hf, Reader) else None
+    return hf.held if isinstance(hf, SourceReader) else None
 
 
 def under(hf: Any, condition: Condition | None) -> Any:
@@ -423,4 +424,4 @@ def probing(hf: Any, rows: int = 1) -> Any:
     the batch, if each has a source of its own."""
     if isinstance(hf, Conditioned):
         return hf.under(hf.probing(rows))
-    return hf.under(NOTHING) if isinstance(hf, Reader) else nullcontext()
+    return hf.under(NOTHING) if isinstance(hf, SourceReader) else nullcontext()

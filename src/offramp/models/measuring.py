@@ -146,12 +146,15 @@ def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:
         tail_parameters=count_parameters(stack.tail),
         head_parameters=0 if head is None else count_parameters([head]),
         element_bytes=next(hf.parameters()).element_size(),
-        encoder=_encoder_shape(hf)
-        if isinstance(hf, Conditioned)
-        else _picture_shape(hf)
-        if isinstance(hf, Pictured)
-        else None,
+        encoder=_shape_of_reading(hf),
     )
+
+
+def _shape_of_reading(hf: Any) -> EncoderShape | None:
+    """What reads beside a model's decoder, None where nothing does."""
+    if isinstance(hf, Conditioned):
+        return _encoder_shape(hf)
+    return _picture_shape(hf) if isinstance(hf, Pictured) else None
 
 
 def _encoder_shape(hf: Conditioned) -> EncoderShape:

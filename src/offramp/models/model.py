@@ -24,7 +24,7 @@ from offramp.kit.arguments import checked
 from offramp.kit.given import Given, Kind, given_of
 from offramp.kit.numbers import Whole
 from offramp.models.checkpoint import fits_source, unfit_source
-from offramp.models.conditioned import Condition, Conditioned, Encoding, Reader, own_model, under
+from offramp.models.conditioned import Condition, Conditioned, Encoding, SourceReader, own_model, under
 from offramp.models.identity import ATTENTION, ModelIdentity, shown_name
 from offramp.models.pictured import Pictured, picture_condition
 from offramp.models.reading import encoding_of
@@ -290,7 +290,7 @@ class Model:
     hf: Any
     """The transformers model, in eval mode and without gradients unless it was given as an object; of an
     encoder-decoder its decoder, of an image-text model one that holds what it is given
-    (`offramp.models.conditioned.Reader`)."""
+    (`offramp.models.conditioned.SourceReader`)."""
     tokenizer: Any
     stack: ExitStack
     shape: ModelShape
@@ -365,7 +365,7 @@ class Model:
     def reads(self) -> Kind | None:
         """What an encoder-decoder is given, text or sound; pictures, which an image-text model may be given;
         None for any other model."""
-        return self.hf.reads if isinstance(self.hf, Reader) else None
+        return self.hf.reads if isinstance(self.hf, SourceReader) else None
 
     def front(self, given: Given | None = None) -> tuple[int, ...]:
         """The tokens in front of every text; of an answer about a picture, what was asked of it."""

@@ -15,7 +15,7 @@ from offramp.kit.given import Given
 from offramp.kit.picture import picture_of
 from offramp.models.calls import UNFIT_ERRORS, caches_among
 from offramp.models.checkpoint import PICTURED_KEYS
-from offramp.models.conditioned import Condition, Conditioned, Encoding, Reader
+from offramp.models.conditioned import Condition, Conditioned, Encoding, SourceReader
 
 FEATURES = "mm_encoder_outputs"
 """What transformers calls the features of pictures, made before the language model runs."""
@@ -60,7 +60,7 @@ class Seen(Encoding):
         return sum(part.nbytes for part in self.features)
 
 
-class Pictured(Reader):
+class Pictured(SourceReader):
     """An image-text model: given nothing, a causal language model; given pictures, their features stand in
     the prompt's places.
 
@@ -69,11 +69,9 @@ class Pictured(Reader):
 
     def __init__(self, hf: Any, processor: Any = None) -> None:
         super().__init__(hf, "image", processor)
-        takes = frozenset(inspect.signature(hf.forward).parameters)
-        reasons = [UNFIT[name] for name in UNFIT if name in takes]
+        reasons = [UNFIT[name] for name in UNFIT if name in self._takes]
         self.unfit = PLACED if hasattr(hf.base_model, "get_rope_index") else next(iter(reasons), None)
         self.probe_places = 1  # of the probe's picture, once it was measured
-        self._takes = takes
         self._prompts: dict[Given, tuple[int, ...]] = {}
 
     @property
@@ -167,18 +165,21 @@ class Pictured(Reader):
         **others: Any,
     ) -> Any:
         """The language model on token ids, int64 [batch, positions]; cache and the rest as it takes them."""
-        optional = {"attention_mask": attention_mask, "position_ids": position_ids}
-        own = {name: value for name, value in optional.items() if value is not None and name in self._takes}
-        held = self.held
-        pictures = held is not None and bool(held.encodings)
-        if pictures and not any(cache.get_seq_length() for cache in caches_among(others.values())):
+        own = self._taken(attention_mask=attention_mask, position_ids=position_ids)
+        if self._seen and not any(cache.get_seq_length() for cache in caches_among(others.values())):
             own |= self._features(input_ids)
         return self.inner(input_ids=input_ids, use_cache=use_cache, **own, **others)
 
+    @property
+    def _seen(self) -> Condition | None:
+        """What holds now, if pictures are given."""
+        held = self.held
+        return held if held is not None and held.encodings else None
+
     def _features(self, ids: Tensor) -> dict[str, Any]:
         """Those of the pictures that the rows of a prompt are given, as an argument; none without any."""
-        held = self.held
-        if held is None or not held.encodings:
+        held = self._seen
+        if held is None:
             return {}
         parts = [part for encoding in held.for_rows(len(ids)) for part in _seen(encoding).features]
         places, wanted = int((ids == self.place).sum()), sum(map(len, parts))
@@ -206,12 +207,12 @@ def _seen(encoding: Encoding) -> Seen:
 
 def as_causal(hf: Any, maker: Any = None) -> Any:
     """A transformers model as offramp drives it: an encoder-decoder by its decoder, an image-text model with
-    the features of pictures beside, any other as it is. maker: see `Reader`."""
-    if isinstance(hf, Reader):
+    the features of pictures beside, any other as it is. maker: see `SourceReader`."""
+    if isinstance(hf, SourceReader):
         return hf
     takes = inspect.signature(hf.forward).parameters
     if getattr(hf.config, "is_encoder_decoder", False):
-        return Conditioned(hf, extractor=maker) if "encoder_outputs" in takes else hf
+        return Conditioned(hf, maker=maker) if "encoder_outputs" in takes else hf
     sees = hasattr(getattr(hf, "base_model", None), "get_image_features") and FEATURES in takes
     placed = any(getattr(hf.config, key, None) is not None for key in PICTURED_KEYS)
     return Pictured(hf, maker) if sees and placed else hf

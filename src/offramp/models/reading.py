@@ -13,11 +13,11 @@ from offramp.errors import InputError
 from offramp.kit.given import Given
 from offramp.kit.picture import picture_of
 from offramp.kit.sound import require_within, sound_of
-from offramp.models.conditioned import Conditioned, Encoding, Reader
+from offramp.models.conditioned import Conditioned, Encoding, SourceReader
 from offramp.models.pictured import Pictured
 
 
-def encoding_of(hf: Reader, tokenizer: Any, given: Given, name: str) -> Encoding:
+def encoding_of(hf: SourceReader, tokenizer: Any, given: Given, name: str) -> Encoding:
     """What a model's encoder makes of an input, or made of it lately. name: of the model, in errors.
 
     Raises InputError for a source without tokens or longer than the encoder's window, and for a sound or a

@@ -21,7 +21,7 @@ from offramp.errors import InputError, ModelError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.calls import first_tensor
 from offramp.models.checkpoint import LAYER_COUNT_KEYS, LAYERS_PER_STORED, source_read
-from offramp.models.conditioned import Reader
+from offramp.models.conditioned import SourceReader
 from offramp.models.discovery import find_stack
 from offramp.models.identity import VOLATILE_CONFIG_KEYS, ModelIdentity
 from offramp.models.loading import check_extractor, describe_model, require_in_memory
@@ -328,7 +328,7 @@ def _config(hf: Any, ends: tuple[int, ...]) -> str:
     ]
     disabled = [bool(module.disable_adapters) for module in hf.modules() if _is_adapted(module)]
     described: list[Any] = [config, list(ends), adapters, active, disabled]
-    maker = hf.maker if isinstance(hf, Reader) else None
+    maker = hf.maker if isinstance(hf, SourceReader) else None
     if maker is not None:
         described += [maker.to_dict(), getattr(maker, "chat_template", None)]
     return canonical_json(_plain(described))

@@ -214,15 +214,28 @@ def _time_encoder(model: Model) -> tuple[tuple[float, float], ...]:
     found: dict[float, list[float]] = {}
     for length in (1 + ENCODER_TURNS) * lengths:
         hf.encodings.clear()  # so that it is encoded here
-        ids, times = prompt_ids(model, 1, length)[0].tolist(), [time.perf_counter()]
-        cache: dict[str, Any] = {}
+        ids, began = prompt_ids(model, 1, length)[0].tolist(), time.perf_counter()
         with model.given([Given(tokens=tuple(ids))]) if ids else probing(hf):
-            for _ in range(2):
-                cache = {keyword: hf(input_ids=token, use_cache=True, **cache)[keyword]}
-                synchronise(model.stack.device)
-                times.append(time.perf_counter())
-            once = times[1] - times[0] - (times[2] - times[1])
-            found.setdefault(hf.condition.encodings[0].positions, []).append(max(once, 0.0))
+            once = _seconds_once(model, keyword, (token, token), began)
+            found.setdefault(hf.condition.encodings[0].positions, []).append(once)
+    return _medians(found)
+
+
+def _seconds_once(model: Model, keyword: str, steps: Sequence[torch.Tensor], began: float) -> float:
+    """Seconds since then until the first of two steps was made, less those of the next one.
+
+    keyword: of the cache. steps: token ids, int64 [1, positions].
+    """
+    times, cache = [began], dict[str, Any]()
+    for ids in steps:
+        cache = {keyword: model.hf(input_ids=ids, use_cache=True, **cache)[keyword]}
+        synchronise(model.stack.device)
+        times.append(time.perf_counter())
+    return max(times[1] - times[0] - (times[2] - times[1]), 0.0)
+
+
+def _medians(found: Mapping[float, Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    """By positions, rising, the median of all seconds but the first."""
     return tuple((positions, float(np.median(seconds[1:]))) for positions, seconds in sorted(found.items()))
 
 
@@ -236,15 +249,11 @@ def _time_prompts(model: Model) -> tuple[tuple[float, float], ...] | None:
         asked = hf.asked(probe_picture(), text)
         ids = asked["input_ids"].to(hf.device)
         hf.encodings.clear()  # so that it is encoded here
-        times, cache = [time.perf_counter()], dict[str, Any]()
+        began = time.perf_counter()
         with hf.under(Condition((hf.encoding(PROBE, partial(dict, asked)),))):
-            for given in (ids, ids[:, -1:]):
-                cache = {keyword: hf(input_ids=given, use_cache=True, **cache)[keyword]}
-                synchronise(model.stack.device)
-                times.append(time.perf_counter())
-        once = times[1] - times[0] - (times[2] - times[1])
-        found.setdefault(float(ids.shape[1]), []).append(max(once, 0.0))
-    return tuple((positions, float(np.median(seconds[1:]))) for positions, seconds in sorted(found.items()))
+            once = _seconds_once(model, keyword, (ids, ids[:, -1:]), began)
+        found.setdefault(float(ids.shape[1]), []).append(once)
+    return _medians(found)
 
 
 def _time_generate(model: Model, new_tokens: int) -> list[DecodedBatch] | str:

@@ -39,7 +39,7 @@ from offramp.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.errors import InputError
 from offramp.kit.given import Given
 from offramp.kit.numbers import Count, Whole
-from offramp.kit.picture import given_picture
+from offramp.kit.picture import given_pictures
 from offramp.kit.sound import given_sound
 from offramp.models.model import Model, decode_text, in_evaluation
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
@@ -178,10 +178,7 @@ def _given(source: Any, audio: Any, image: Any, prompt: Prompt) -> tuple[list[Gi
     if name != "image":
         return [(Given if name == "source" else given_sound)(each) for each in values], single
     prompts = [prompt] * len(values) if isinstance(prompt, str) else list(prompt)
-    if len(prompts) != len(values) or not all(isinstance(text, str) for text in prompts):
-        what = f"{len(prompts)} prompts are given for {len(values)} pictures"
-        raise InputError(what, where="prompt=", fix="give a text for each picture, or one for all of them")
-    return [given_picture(*pair) for pair in zip(values, prompts, strict=True)], single
+    return given_pictures(values, prompts, "prompt="), single
 
 
 def generate_batch(
