@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from offramp.files import (
     DEEPEST_JSON,
     PACKAGE,
     JsonError,
+    PathBelow,
     canonical_json,
     locked_folder,
     parse_json,
@@ -29,6 +32,7 @@ from offramp.files import (
     write_atomically,
     write_text_atomically,
 )
+from offramp.kit.typed import InvalidRecordError, from_json
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
@@ -155,3 +159,26 @@ def test_json_of_others_is_read_in_one_place() -> None:
     reading = re.compile(r"\bjson\.loads?\(|JSONDecoder\(|\.raw_decode\(")
     found = {path for path in PACKAGE.rglob("*.py") if reading.search(path.read_text(encoding="utf-8"))}
     assert {path.relative_to(PACKAGE).as_posix() for path in found} == OWN_JSON
+
+
+@dataclass(frozen=True)
+class _Named:
+    files: Mapping[PathBelow, str]
+
+
+@given(st.text(st.sampled_from("./a\0\\ ~"), max_size=12))
+def test_a_path_of_a_record_stays_below_its_folder(name: str) -> None:
+    """Whatever is taken is found by walking down, a real folder each time."""
+    try:
+        taken = from_json(_Named, {"files": {name: ""}}).files
+    except InvalidRecordError:
+        return
+    path = Path("/folder") / next(iter(taken))
+    assert os.path.normpath(path) == str(path) == f"/folder/{name}"
+    assert Path("/folder") in path.parents
+
+
+@pytest.mark.parametrize("name", ["../a", "/a", "a/../b", "a//b", "./a", "", ".", "a/", "a\0b"])
+def test_a_path_that_could_lead_out_is_no_path_of_a_record(name: str) -> None:
+    with pytest.raises(InvalidRecordError, match="leads outside of the folder"):
+        from_json(_Named, {"files": {name: ""}})

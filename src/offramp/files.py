@@ -15,9 +15,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.errors import DamagedFileError, DiskFullError, InputError, shortened
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 TEMPORARY_PREFIX = ".writing-"
 _TEMPORARY = re.compile(r"\.writing-\d+-.+", re.DOTALL)
@@ -39,6 +43,26 @@ PACKAGE = Path(__file__).parent
 
 SEAL = "sha256"
 """Where a sealed JSON object holds the SHA-256 of everything else in it."""
+
+
+class _Below:
+    """How a path is read that must not lead out of the folder in which it is looked up."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._checked, core_schema.str_schema())
+
+    @staticmethod
+    def _checked(name: str) -> str:
+        if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+            raise ValueError(f"{shortened(repr(name))} leads outside of the folder")
+        return name
+
+
+PathBelow = Annotated[str, _Below()]
+"""A field with the path of a file in the record's own folder: relative, in POSIX form, without "..".
+Whether a link lies on the way, `require_no_links` tells."""
 
 
 def sha256_of_file(path: Path) -> str:
@@ -435,6 +459,25 @@ def _sources(place: str) -> tuple[tuple[str, str], ...]:
 def _require_path(path: Path) -> None:
     if "\0" in str(path):
         raise InputError(NO_PATH, where=str(path), fix="choose another folder with -o")
+
+
+def require_no_links(folder: Path) -> None:
+    """Make sure that nothing that is written below a folder is written elsewhere: a link may lead anywhere.
+
+    The folder itself may be one: who names it knows. Raises InputError for the first link.
+    """
+    folders = [folder] if folder.is_dir() else []
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise InputError(
+                        "the folder holds a link, which may lead out of it",
+                        where=entry.path,
+                        fix="remove the link, or put a copy of what it leads to in its place",
+                    )
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
 
 
 def require_writable(folder: Path) -> None:

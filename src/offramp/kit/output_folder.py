@@ -20,9 +20,11 @@ from typing import Any, Generic, Literal, TypeVar
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import (
+    PathBelow,
     is_temporary,
     locked_folder,
     remove,
+    require_no_links,
     require_writable,
     sha256_of_file,
     sweep_temporary_files,
@@ -55,7 +57,7 @@ Files = Mapping[str, str | None]
 class Written:
     """What offramp wrote into a folder."""
 
-    files: Files
+    files: Mapping[PathBelow, str | None]
     """None while a file is written, so that whatever lies there is ours."""
 
 
@@ -110,10 +112,11 @@ class OutputFolder(Generic[Asked]):
         asked: as `request` writes it; None where that is not known yet. A result that is whole and was killed
         while it took another's place counts for that one. repair: as in `claimed`.
 
-        Raises InputError if not, DamagedFileError if its request is gone or cannot be believed; nothing is
-        written.
+        Raises InputError if not, and where a link lies in it; DamagedFileError if its request is gone or
+        cannot be believed; nothing is written.
         """
         require_writable(path)
+        require_no_links(path)
         own = self.own(path)
         files = OwnFiles(path, own)
         left = files.left_whole
@@ -307,11 +310,7 @@ class OwnFiles:
         return {**self._also, **self._recorded()}
 
     def _recorded(self) -> dict[str, str | None]:
-        """What the record lists. One that is damaged lists nothing: nobody is robbed on its word."""
-        try:
-            return dict(WRITTEN.read(self.path / RECORD_FILE).files)
-        except (FileNotFoundError, NotADirectoryError, DamagedFileError):
-            return {}
+        return _listed_in(self.path / RECORD_FILE)
 
     def condition(self, name: str) -> Condition:
         """Whose what lies under a name is: nobody's, ours, ours but changed since, or somebody's."""
@@ -491,7 +490,7 @@ class OwnFiles:
     @property
     def left_whole(self) -> Path | None:
         """A whole replacement whose process was killed before all was in its place, None without one."""
-        return self.made if NEW in self.listed() and (self.made / WHOLE).is_file() else None
+        return self.made if NEW in self.listed() and _listed_in(self.made / WHOLE) else None
 
     def finish_replacing(self, last: str) -> bool:
         """Put what is `left_whole` in its place; whether there was anything."""
@@ -514,11 +513,11 @@ class OwnFiles:
 
         Raises InputError as `writing` does; the result then stays where it was made.
         """
-        if not (new / WHOLE).is_file():
+        names = _listed_in(new / WHOLE)
+        if not names:
             sweep_temporary_files(new)
-            files = {name: sha256_of_file(new / name) for name in files_below(new)}
-            WRITTEN.write(new / WHOLE, Written(files))
-        names = WRITTEN.read(new / WHOLE).files
+            names = {name: sha256_of_file(new / name) for name in files_below(new)}
+            WRITTEN.write(new / WHOLE, Written(names))
         listed = self.listed()
         old = [
             name
@@ -551,6 +550,14 @@ class OwnFiles:
             WRITTEN.write(self.path / RECORD_FILE, Written(files))
         elif (self.path / RECORD_FILE).is_file():
             (self.path / RECORD_FILE).unlink()
+
+
+def _listed_in(record: Path) -> dict[str, str | None]:
+    """What a record lists. A damaged one lists nothing, so no file of the user's is overwritten."""
+    try:
+        return dict(WRITTEN.read(record).files)
+    except (FileNotFoundError, NotADirectoryError, DamagedFileError):
+        return {}
 
 
 def files_below(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from offramp.errors import InputError, ModelError
+from offramp.files import PathBelow
 from offramp.kit.given import Kind
 from offramp.models.shape import DTYPES
 
@@ -44,7 +45,7 @@ class StoredTensor:
 class _Index:
     """What is read of an index of weight files."""
 
-    weight_map: Annotated[Mapping[str, str], MinLen(1)]
+    weight_map: Annotated[Mapping[str, PathBelow], MinLen(1)]
     """File names by tensor names."""
 
 
@@ -76,13 +77,6 @@ def find_weight_files(folder: Path) -> list[Path]:
 
 def _files_of_index(index: Path) -> list[Path]:
     names = set(_weight_map(index).values())
-    outside = sorted(name for name in names if Path(name).is_absolute() or ".." in Path(name).parts)
-    if outside:
-        raise ModelError(
-            f"the index names a weight file outside of the model's folder: {outside[0]}",
-            where=str(index),
-            fix="put all weight files into the folder, and their names into the index",
-        )
     missing = sorted(name for name in names if not (index.parent / name).is_file())
     if missing:
         raise ModelError(

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from offramp.commands import command_line
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, read_sealed_json, remove, sha256_of_text, sweep_temporary_files
+from offramp.files import (
+    canonical_json,
+    read_sealed_json,
+    remove,
+    require_no_links,
+    sha256_of_text,
+    sweep_temporary_files,
+)
 from offramp.kit.output_folder import OwnFiles
 from offramp.kit.sealed_file import SealedFile, is_laid_out
 from offramp.studies.journal import Journal, RunStart
@@ -351,9 +358,10 @@ class StudyFolder:
     def read_plan(self) -> StudyPlan:
         """The plan that was last written here.
 
-        Raises InputError if nothing was planned; DamagedFileError if it is gone, its bytes changed, or it is
-        that of another program or version.
+        Raises InputError if nothing was planned, and where a link lies in the folder; DamagedFileError if it
+        is gone, its bytes changed, or it is that of another program or version.
         """
+        require_no_links(self.path)
         path = self.path / PLAN
         if path.is_file():
             try:

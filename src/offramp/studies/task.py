@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError, OfframpError
-from offramp.files import canonical_json, is_temporary, remove, sha256_of_file, sha256_of_text, sync_folder
+from offramp.files import (
+    PathBelow,
+    canonical_json,
+    is_temporary,
+    remove,
+    sha256_of_file,
+    sha256_of_text,
+    sync_folder,
+)
 from offramp.kit.sealed_file import SealedFile
 from offramp.kit.typed import Record
 
@@ -47,7 +55,7 @@ class TaskCost:
 class Task:
     """One piece of work with one result, which every cell that needs it shares."""
 
-    kind: str
+    kind: PathBelow
     """A name of `offramp.studies.work.work.works`."""
     recipe: Mapping[str, Any]
     """Everything that changes the result (JSON): fingerprints, sizes, seed, threads, code and library
@@ -157,7 +165,7 @@ class TaskManifest:
     key: str
     recipe: Mapping[str, Any]
     needs: Mapping[str, str]
-    files: Mapping[str, TaskFile]
+    files: Mapping[PathBelow, TaskFile]
 
 
 def study_file(record: type[Record], version: int | None = None) -> SealedFile[Record]:

@@ -20,7 +20,7 @@ from offramp.kit.typed import read_record, to_json
 from offramp.models.devices import CPU
 from offramp.models.shape import ModelShape
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
-from offramp.tracing.sealed_parts import FILE_KINDS, Part, block_of, damaged, part_path, trace_file
+from offramp.tracing.sealed_parts import FILE_KINDS, FileKind, Part, block_of, damaged, part_path, trace_file
 
 MANIFEST = "manifest.json"
 
@@ -89,7 +89,7 @@ class PartRecord:
     rows: int
     marginal_rows: dict[int, int]
     """Rows of each block."""
-    files: dict[str, FileRecord] = field(default_factory=dict)
+    files: dict[FileKind, FileRecord] = field(default_factory=dict)
     """By kind, none for a part in memory."""
 
 
@@ -180,7 +180,7 @@ def write_manifest(folder: Path, manifest: Manifest, seconds: float | None) -> N
     write_sealed_json(folder / MANIFEST, value, apart=(TIMESTAMPS,))
 
 
-def _files(folder: Path, index: int) -> dict[str, FileRecord]:
+def _files(folder: Path, index: int) -> dict[FileKind, FileRecord]:
     paths = {kind: part_path(folder, kind, index) for kind in FILE_KINDS}
     return {
         kind: FileRecord(path.name, sha256_of_file(path), path.stat().st_size) for kind, path in paths.items()

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,8 @@ def block_of(document: int, documents: int) -> int:
     return document * MARGINAL_BLOCKS // documents
 
 
-FILE_KINDS = ("facts", "marginal", "tokens")
+FileKind = Literal["facts", "marginal", "tokens"]
+FILE_KINDS: tuple[FileKind, ...] = get_args(FileKind)
 """In the order of writing. A part is whole once the seal over all three is there too."""
 
 PARQUET = ".parquet"
@@ -106,7 +107,7 @@ class PartSeal:
 
     request: str
     """The fingerprint of what it answers."""
-    files: dict[str, str]
+    files: dict[FileKind, str]
     """SHA-256 by kind."""
 
 
@@ -167,7 +168,7 @@ def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
     _SEAL.write(seal_path(folder, part.index), PartSeal(request, _digests(folder, part.index)))
 
 
-def _digests(folder: Path, index: int) -> dict[str, str]:
+def _digests(folder: Path, index: int) -> dict[FileKind, str]:
     """SHA-256 of each file of a part, by kind. Raises DamagedFileError for one that cannot be read."""
     try:
         return {kind: sha256_of_file(part_path(folder, kind, index)) for kind in FILE_KINDS}
