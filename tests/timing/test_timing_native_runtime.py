@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from generation_cases import tiny_llama
@@ -191,12 +192,28 @@ def test_where_it_cannot_take_part_it_is_left_out_with_the_reason() -> None:
     assert "comes from no .gguf file" in str(native.contender.left_out)
 
 
+def listening() -> set[Any]:
+    """Where this process can be reached: ports, and sockets that have a name which is there."""
+    there = [one for one in psutil.Process().net_connections("all") if one.status in ("LISTEN", "NONE")]
+    return {one.laddr for one in there if not isinstance(one.laddr, str) or Path(one.laddr).is_socket()}
+
+
+def test_nobody_else_can_ask_a_server(packed: Model, servers: list[FakeServer]) -> None:
+    NativeRuntime.of(setting_of(packed))
+    NativeRuntime.of(setting_of(packed))
+    one, other = (server.parameters for server in servers)
+    assert not Path(one.hostnames[0]).parent.exists()
+    assert one.api_keys != other.api_keys
+
+
 def test_the_bundled_model(smollm2: Model) -> None:
     """The same file by llama.cpp itself: most of its tokens are the dense model's."""
     pytest.importorskip("xllamacpp")
     prompt = smollm2.tokenizer("The capital of France is Paris, and the capital of Italy is")["input_ids"]
     setting = settle(smollm2, [DecodingOptions.read(None, new_tokens=12)], prompts=[prompt])
+    before = listening()
     runtime = NativeRuntime.of(setting)
+    assert listening() == before  # nothing but this process reaches it
     decoded = runtime.decode(setting.prompts[0], 12)
     assert len(decoded.tokens[0]) == 12
     assert decoded.seconds > 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,8 +43,12 @@ class NativeRuntime:
         parameters.verbosity = QUIET
         self._file = file
         self._tokens: dict[tuple[tuple[int, ...], int], tuple[int, ...]] = {}
+        # Its server always listens, and we call it in this process: at a socket that is gone once it is up.
+        parameters.api_keys = [secrets.token_hex()]
         try:
-            self._server = xllamacpp.Server(parameters)
+            with tempfile.TemporaryDirectory(prefix="offramp-") as folder:
+                parameters.hostnames = [f"{folder}/llama.sock"]
+                self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
             raise ModelError(
                 f"llama.cpp does not load the model: {error}",
