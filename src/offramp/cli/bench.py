@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Le
 
-from offramp.cli.command import Output, require_json_file, require_page_room
+from offramp.cli.command import Output
 from offramp.cli.shared_options import SPECULATE, Leaving
 from offramp.defaults import (
     DEFAULT_MODEL,
@@ -24,7 +24,8 @@ from offramp.defaults import (
 )
 from offramp.errors import InputError
 from offramp.kit.numbers import Count, NotNegative, Proportion, TimedTokens, Whole
-from offramp.kit.request import Request, argument, flags, hidden
+from offramp.kit.output_file import require_json_file
+from offramp.kit.request import Request, Writes, argument, flags, hidden
 from offramp.kit.rules import Beside, Margin, only_if, only_with
 from offramp.policies.names import BatchingName, StrategyName
 
@@ -130,7 +131,7 @@ class Bench(Leaving, Request):
     """Predict with this profile. By default local, if this model was measured here."""
     quality: Annotated[bool, alone, flags("--quality/--no-quality")] = True
     """Judge the answers by the full model."""
-    output: Annotated[Path | None, flags("-o", "--output")] = None
+    output: Annotated[Path | None, Writes(Bench.require_own)] = None
     """Write everything to a .json file; with --combine also a page."""
     seed: Whole = SEED
     """Of the order of turns, and of the quality's intervals."""
@@ -149,12 +150,7 @@ class Bench(Leaving, Request):
         from offramp.timing.accelerations import read_beside
 
         read_beside(self.beside, self.dtype)
-        options = self.options
-        if self.output is not None:
-            require_json_file(
-                self.output, "a bench result", lambda value: {"schema_version", "results"} <= value.keys()
-            )
-        options.check_files(self.dtype)
+        self.options.check_files(self.dtype)
         _ = self.timings, self.traced, self.machine
 
     def _check_combination(self) -> None:
@@ -162,7 +158,17 @@ class Bench(Leaving, Request):
         from offramp.timing.combine import require_policy
 
         require_policy(read_accelerations(self.combine, self.dtype), self.options, self.fitted)
-        _ = self.text, self.combined_file
+        _ = self.text
+
+    def require_own(self, output: Path) -> None:
+        """Refuse a file that is not of such a result. Raises InputError."""
+        from offramp.timing.results import COMBINED
+
+        if self.combine:
+            require_json_file(_file_of(output), "a combination", COMBINED.wrote, page=True)
+        else:
+            names = {"schema_version", "results"}
+            require_json_file(output, "a bench result", lambda value: names <= value.keys())
 
     @cached_property
     def options(self) -> DecodingOptions:
@@ -274,16 +280,13 @@ def bench(asked: Bench, out: Output) -> None:
 
 
 def _file_of(output: Path) -> Path:
-    """The file that is written: a .json file, or that of a run's folder. Raises InputError for others, and
-    where another file stands in its place or in that of its page.
-    """
+    """The file that is written: the one that is named, or that of a run's folder. Raises InputError."""
     from offramp.report import COMBINED_FILE
     from offramp.runs.folder import RUN_FILE
-    from offramp.timing.results import COMBINED
 
     if output.is_dir():
         if (output / RUN_FILE).is_file():
-            return _file_of(output / COMBINED_FILE)
+            return output / COMBINED_FILE
         raise InputError(
             "the output is a folder, but not that of a run",
             where=str(output),
@@ -295,6 +298,4 @@ def _file_of(output: Path) -> Path:
             where=str(output),
             fix=f"give the folder itself: -o {output.parent}",
         )
-    require_json_file(output, "a combination", COMBINED.wrote)
-    require_page_room(output)
     return output

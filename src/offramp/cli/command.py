@@ -1,15 +1,14 @@
-"""Commands whose options are the fields of a request, what they print, and the one file that some write."""
+"""Commands whose options are the fields of a request, and what they print."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import json
-import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +16,6 @@ import typer
 from typer.core import TyperCommand
 
 from offramp.errors import InputError, OfframpError, printable
-from offramp.files import json_object_in
 from offramp.kit.request import Field, Kinds, argument, fields_of, hidden, missing, one_word, python_only
 from offramp.tracing.progress import console
 
@@ -59,48 +57,6 @@ def show_error(error: OfframpError, *, as_json: bool) -> int:
         with contextlib.suppress(OSError):
             print(json.dumps({"error": {**what, "exit_code": error.exit_code}}), flush=True)
     return error.exit_code
-
-
-def require_json_file(path: Path, what: str, is_own: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Refuse an output that cannot be a JSON file, or is another's.
-
-    what: it is to be, such as "a tuned policy". is_own: whether a JSON object is one that the same command
-    wrote, of whatever version; only such a one is replaced.
-
-    Raises InputError, before anything is computed.
-    """
-    fix = "choose another file with -o"
-    if path.suffix != ".json":
-        raise InputError(
-            "the output's name does not end in .json",
-            where=str(path),
-            fix=f"write -o {path.stem or 'result'}.json",
-        )
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        lies = "a folder" if path.is_dir() else "in a folder that does not exist"
-        raise InputError(f"the output is {lies}", where=str(path), fix=fix)
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise InputError("the output's folder may not be written", where=str(path), fix=fix)
-    if os.path.lexists(path) and not _holds(path, is_own):
-        raise InputError(
-            f"the output is there already, and holds no {what.split(' ', 1)[1]}", where=str(path), fix=fix
-        )
-
-
-def require_page_room(output: Path) -> None:
-    """Refuse an output beside which something else stands where its page is written. Raises InputError."""
-    page = output.with_suffix(".html")
-    if os.path.lexists(page) and not output.exists():
-        raise InputError(
-            "something else stands where the result's page is written",
-            where=str(page),
-            fix="move it away, or choose another file with -o",
-        )
-
-
-def _holds(path: Path, is_own: Callable[[Mapping[str, Any]], bool]) -> bool:
-    value = json_object_in(path)
-    return value is not None and is_own(value)
 
 
 READ = (bool, int, float, str, Path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from offramp.files import require_writable
 from offramp.heads.importing import LayoutName
 from offramp.kit.arguments import settled
 from offramp.kit.numbers import Count, FittingSeed, whole_number
-from offramp.kit.request import Options, Request, argument, flags, one_word
+from offramp.kit.request import Options, Request, Writes, argument, flags, one_word
 from offramp.kit.rules import Beside, only_if, only_with
 from offramp.tracing.asked import InContext, OnModel, Placed, names_layers
 from offramp.tracing.progress import stage
@@ -37,22 +38,21 @@ AUTO = "auto"
 class HeadsOutput(Options):
     """Where exit heads are written."""
 
-    output: Annotated[Path, flags("--output", "-o")]
+    output: Annotated[Path, Writes(HeadsOutput.require_own)]
     """The file to write (.safetensors)."""
     overwrite: bool = False
     """Replace a file that is there."""
 
-    def check(self) -> None:
+    def require_own(self, path: Path) -> None:
         """Refuse a folder, what cannot be written, and a file that is there: other files in any case."""
-        super().check()
         from offramp.heads.file import is_heads_file
 
-        path, there = self.output, "the output file is there already"
+        there = "the output file is there already"
         if path.is_dir():
             raise InputError("the output is a folder, not a file", where=str(path), fix="name a file with -o")
-        if path.exists() and not self.overwrite:
+        if os.path.lexists(path) and not self.overwrite:
             raise InputError(there, where=str(path), fix="choose another, or add --overwrite")
-        if path.exists() and not is_heads_file(path):
+        if os.path.lexists(path) and not (path.is_file() and is_heads_file(path)):
             fix = "choose another with -o"
             raise InputError(f"{there}, and holds no exit heads", where=str(path), fix=fix)
         require_writable(path.parent)
@@ -289,9 +289,6 @@ exits = group("Train exits of a model, or a copy of the model itself.")
 
 def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
     """Train, and say what came of it."""
-    from offramp.training.folder import require_output
-
-    require_output(asked)
     works = asked.texts()
 
     from offramp.cli import heads_shown

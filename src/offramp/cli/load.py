@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.cli.command import Output, require_json_file, require_page_room
+from offramp.cli.command import Output
 from offramp.serving.request import Load
 
 if TYPE_CHECKING:
@@ -19,11 +19,7 @@ def load(asked: Load, out: Output) -> None:
     """Predict, serve where that was asked for, show it, and keep it."""
     from offramp.kit.typed import to_json
     from offramp.report.sections.load import headline, write_load_page
-    from offramp.serving.results import LOADS
 
-    if asked.output is not None:
-        require_json_file(asked.output, "a load", LOADS.wrote)
-        require_page_room(asked.output)
     result = replace(_near_its_run(asked), progress=True).carry_out()
     show(out.console, result)
     page = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.cli.command import Output
-from offramp.kit.request import Options, Request, argument, flags
+from offramp.kit.request import Options, Request, Writes, argument, flags
 from offramp.runs.request import Run
 from offramp.tracing.progress import stage
 
@@ -83,8 +83,14 @@ class CompareCommand(Mixed, Request):
 
     folders: Annotated[tuple[Path, ...], argument, flags(metavar="DIR")]
     """Folders of offramp study run and offramp run."""
-    output: Annotated[Path, flags("--output", "-o")] = DEFAULT_FOLDER
+    output: Annotated[Path, Writes(CompareCommand.require_own)] = DEFAULT_FOLDER
     """Folder for the page, the tables and the citation."""
+
+    def require_own(self, output: Path) -> None:
+        """Refuse a folder of something else."""
+        from offramp.report.pages import COMPARISON_FOLDER
+
+        COMPARISON_FOLDER.require(output, overwrite=True)
 
 
 def compare(asked: CompareCommand, out: Output) -> None:
@@ -94,7 +100,6 @@ def compare(asked: CompareCommand, out: Output) -> None:
     from offramp.report.pages import CITATION_FILE, COMPARISON_FOLDER, TABLES, write_comparison
     from offramp.studies.comparison.reading import read_comparison
 
-    COMPARISON_FOLDER.require(asked.output, overwrite=True)
     with stage("reading the folders"):
         comparison = read_comparison(asked.folders, mixed=asked.mixed)
     with stage("writing the page"), COMPARISON_FOLDER.claimed(asked.output, overwrite=True) as made:

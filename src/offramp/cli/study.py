@@ -17,7 +17,7 @@ from offramp.commands import command_line
 from offramp.defaults import LOCAL, STALL_SECONDS
 from offramp.errors import InputError
 from offramp.kit.numbers import Count, Seconds
-from offramp.kit.request import Options, Request, argument, flags
+from offramp.kit.request import Options, Request, Writes, argument, flags
 from offramp.kit.rules import only_if
 from offramp.models.process import parse_size
 from offramp.tracing.progress import stage
@@ -38,8 +38,14 @@ FEWEST_STALL_SECONDS = 30.0
 class InFolder(Options):
     """Where a study lies."""
 
-    output: Annotated[Path | None, flags("--output", "-o")] = None
+    output: Annotated[Path | None, Writes(InFolder.require_own)] = None
     """The study's folder. By default runs/study-<name>."""
+
+    def require_own(self, output: Path) -> None:
+        """Refuse a folder of something else."""
+        from offramp.report.pages import STUDY_FOLDER
+
+        STUDY_FOLDER.require(output)
 
 
 @dataclass(frozen=True, kw_only=True)

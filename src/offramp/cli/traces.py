@@ -13,7 +13,7 @@ from offramp.defaults import DRAFT_LENGTH, SEED
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.numbers import Count, Whole
-from offramp.kit.request import Request, argument, flags
+from offramp.kit.request import Request, Writes, argument, flags
 from offramp.kit.rules import Beside, Must, only_if, only_with
 from offramp.models.devices import AUTO
 from offramp.policies.names import BatchingName, BatchOf, StrategyName
@@ -47,7 +47,7 @@ class TraceCommand(Measuring, OnModel, Streamed, Made, Request):
     ]
     """prose, code, chat, math (prose:short, code:short, math:short: many short items), txt:PATH,
     jsonl:PATH#field, hf:dataset#split#field, continued:N:WORKLOAD (the model goes on after N tokens)."""
-    output: Annotated[Path, flags("--output", "-o")]
+    output: Annotated[Path, Writes(TraceCommand.require_own)]
     """Folder for the trace."""
     signals: str = ""
     """What to record beyond the facts of every trace: restricted,kl_to_previous or all."""
@@ -55,10 +55,13 @@ class TraceCommand(Measuring, OnModel, Streamed, Made, Request):
     """Another model of the same vocabulary, whose choice at every token is kept: what a trained model was
     before."""
 
-    def check(self) -> None:
-        """Refuse an output that cannot be a folder."""
-        super().check()
-        require_writable(self.output)
+    def require_own(self, output: Path) -> None:
+        """Refuse a folder of something else."""
+        require_writable(output)
+        if output.is_dir():
+            from offramp.tracing.folder import TRACE_FOLDER  # torch comes with it
+
+            TRACE_FOLDER.require(output, overwrite=True)
 
 
 def trace(asked: TraceCommand, out: Output) -> None:
@@ -70,10 +73,8 @@ def trace(asked: TraceCommand, out: Output) -> None:
     recorded = parse_signals(asked.signals, work.mode)
 
     from offramp.heads.file import read_heads
-    from offramp.tracing.folder import TRACE_FOLDER
     from offramp.tracing.tracer import trace as trace_model
 
-    TRACE_FOLDER.require(asked.output, overwrite=True)
     heads = None if asked.heads_file is None else read_heads(asked.heads_file)
     model, reference = _models(asked, work, heads)
     made = trace_model(

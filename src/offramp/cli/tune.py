@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from offramp.cli.command import Output, require_json_file
+from offramp.cli.command import Output
 from offramp.commands import NO_MODEL, command_for
 from offramp.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED, WORTH
 from offramp.errors import BusyMachineError, InputError
 from offramp.files import require_writable
 from offramp.kit.numbers import Count, Positive, Seconds, Share, Whole
-from offramp.kit.request import Request, argument, flags
+from offramp.kit.output_file import require_json_file
+from offramp.kit.request import Request, Writes, argument, flags
 from offramp.kit.rules import only_if
 from offramp.policies.names import StrategyName
 from offramp.tracing.asked import OnDevice, ReadThrough
@@ -141,7 +142,7 @@ class Tuning(OnDevice, ReadThrough, Request):
     """To decode per candidate, at most. By default four times the fewest that the floor needs."""
     seconds: Annotated[Seconds | None, executing] = None
     """For reruns and decoding together, at most."""
-    executions: Annotated[Path | None, executing] = None
+    executions: Annotated[Path | None, executing, Writes(lambda asked, path: require_writable(path))] = None
     """Where decoded documents are kept and never decoded again. By default the folder executions beside the
     policy file; of a run's trace that of the run."""
     method: MethodName = METHOD
@@ -154,7 +155,7 @@ class Tuning(OnDevice, ReadThrough, Request):
     """Draws the documents of each role."""
     search: Search = "families"
     """families of rules; evolution: besides, a signal and a threshold for each exit."""
-    output: Annotated[Path, flags("--output", "-o")] = Path("policy.json")
+    output: Annotated[Path, Writes(lambda asked, path: require_policy_file(path))] = Path("policy.json")
     """The policy file to write."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
@@ -162,11 +163,9 @@ class Tuning(OnDevice, ReadThrough, Request):
     def check(self) -> None:
         """Refuse what is out of range, and files that cannot be written."""
         super().check()
-        from offramp.policies.grammar import is_tuned
-
         _ = self.kept
-        require_json_file(self.output, "a tuned policy", is_tuned)
-        require_writable(self.executions or self.beside)
+        if self.executions is None:
+            require_writable(self.beside)
 
     @cached_property
     def kept(self) -> Floor:
@@ -193,17 +192,23 @@ class Tuning(OnDevice, ReadThrough, Request):
         return self.output.absolute().parent / "executions"
 
 
+def require_policy_file(path: Path) -> None:
+    """Refuse a file that is no policy of the tuner. Raises InputError."""
+    from offramp.policies.grammar import is_tuned
+
+    require_json_file(path, "a tuned policy", is_tuned)
+
+
 def tune(asked: Tuning, out: Output) -> None:
     """Tune on the texts, all of them together or each by itself, and write and show what came out."""
     from offramp.decoding.execution.tune import TunedTasks, require_judged
-    from offramp.policies.grammar import is_tuned
     from offramp.policies.whole_request import request_of
     from offramp.tuning.verdict_words import ceiling_line
 
     texts = texts_at(asked.traces, asked.heads_file)
     groups = tuned_together(texts)
     for place, (text, *_) in enumerate(groups if len(groups) > 1 else (), start=1):
-        require_json_file(own_file(asked.output, place, text.name), "a tuned policy", is_tuned)
+        require_policy_file(own_file(asked.output, place, text.name))
     require_judged([text.trace for text in texts], asked.reference, asked.kept, decodes=asked.decodes)
     machine = machine_at_hand(texts[0], asked.hardware or LOCAL, may_time=asked.executes)
     model = reference = None
@@ -382,12 +387,12 @@ def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> d
 def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None) -> dict[str, Any]:
     """Write the policy of all workloads, and beside it each one's own with its certificate."""
     from offramp.files import write_sealed_json
-    from offramp.policies.grammar import is_tuned, policy_to_json
+    from offramp.policies.grammar import policy_to_json
 
     answers = {}
     files = [own_file(output, place, name) for place, name in enumerate(found.tuned, start=1)]
     for own in files:
-        require_json_file(own, "a tuned policy", is_tuned)
+        require_policy_file(own)
     for own, (name, tuned) in zip(files, found.tuned.items(), strict=True):
         out.console.print(f"{name}:", markup=False, style="bold")
         answers[name] = show_tuned(out, tuned, own, heads)

@@ -57,6 +57,14 @@ def flags(*names: str, metavar: str | None = None) -> Flags:
 
 
 @dataclass(frozen=True)
+class Writes:
+    """A file or folder that is written: `--output`, `-o`, unless the field has a name of its own."""
+
+    require: Callable[[Any, Path], None]
+    """Of a request and a path: refuses one where something stands that offramp did not write."""
+
+
+@dataclass(frozen=True)
 class Field:
     """One field of a request, read."""
 
@@ -75,7 +83,14 @@ class Field:
     def words(self) -> tuple[str, ...]:
         """How it is spelt on the command line."""
         given = next((mark for mark in self.marks if isinstance(mark, Flags)), None)
-        return (f"--{self.name.replace('_', '-')}",) if given is None or not given.names else given.names
+        if given is not None and given.names:
+            return given.names
+        return (f"--{self.name.replace('_', '-')}", *(("-o",) if self.name == "output" else ()))
+
+    @property
+    def writes(self) -> Writes | None:
+        """What refuses a path, of what is written."""
+        return next((mark for mark in self.marks if isinstance(mark, Writes)), None)
 
     def switch(self, value: Any) -> str:
         """The long name with which a value is given, "_" for "-": a switch has one for on and one for off."""
@@ -182,8 +197,8 @@ class Request(Options):
     """What is asked for: its fields are what the command takes, and its call in Python.
 
     A request that exists is whole: values are of their annotations' types (numbers of numpy become Python's,
-    a sequence a tuple) and keep their rules, what means nothing beside the rest is refused, and so is what
-    `check` refuses.
+    a sequence a tuple) and keep their rules, what means nothing beside the rest is refused, and so is an
+    output in whose place something stands that offramp did not write, and what `check` refuses.
     """
 
     def __post_init__(self) -> None:
@@ -194,6 +209,9 @@ class Request(Options):
         self._refuse_beside({field.name: field for field in fields})
         for name, value in self.settle().items():
             object.__setattr__(self, name, value)
+        for field in fields:
+            if field.writes is not None and (output := getattr(self, field.name)) is not None:
+                field.writes.require(self, Path(output))
         self.check()
 
     def identity(self) -> dict[str, Any]:

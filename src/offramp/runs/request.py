@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from offramp.commands import RunCall, no_option, words_of
 from offramp.defaults import DEFAULT_MODEL, DEFAULT_WORKLOADS, FLOORS, LOCAL, WORTH
 from offramp.errors import InputError, WorkloadError
-from offramp.files import require_writable
 from offramp.kit.numbers import Minutes
 from offramp.kit.request import (
     Request,
+    Writes,
     added_later,
     argument,
     as_call,
@@ -65,7 +65,7 @@ class Run(Measuring, Placed, Streamed, Made, Request):
     beside: Annotated[str | Sequence[str], not_identity, only_with("decode")] = ()
     """What you would use instead of exits, timed in the same turns: int8, llama.cpp (of a .gguf file), or
     several at once, as "int8 + prompt_lookup"; may be given several times."""
-    output: Annotated[Path | str | None, not_identity, flags("--output", "-o")] = None
+    output: Annotated[Path | str | None, not_identity, Writes(Run.require_own)] = None
     """Folder for everything. By default runs/<model>-<key>."""
     progress: Annotated[bool, python_only] = False
     """Say on standard error what goes on."""
@@ -87,7 +87,7 @@ class Run(Measuring, Placed, Streamed, Made, Request):
         }
 
     def check(self) -> None:
-        """Refuse a model, a worth and floors that are none, and an output that cannot be a folder."""
+        """Refuse a model, a worth and floors that are none."""
         super().check()
         from offramp.models.source import is_object, known_path
         from offramp.tuning.floor import make_floor
@@ -96,8 +96,12 @@ class Run(Measuring, Placed, Streamed, Made, Request):
             known_path(self.name)
         for floor in self.levels:
             make_floor({"agreement": floor})
-        if self.folder is not None:
-            require_writable(self.folder)
+
+    def require_own(self, output: Path) -> None:
+        """Refuse a folder of something else."""
+        from offramp.runs.folder import RUN_FOLDER
+
+        RUN_FOLDER.require(output, overwrite=True)
 
     @property
     def name(self) -> str:

@@ -17,7 +17,8 @@ from offramp.errors import InputError
 from offramp.files import read_given_text
 from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER, Count, Positive, Whole, whole_number
-from offramp.kit.request import Options, Request, argument, as_call, flags, one_word, python_only
+from offramp.kit.output_file import require_json_file
+from offramp.kit.request import Options, Request, Writes, argument, as_call, flags, one_word, python_only
 from offramp.kit.rules import Beside, Margin, Must, only_with
 from offramp.models.devices import AUTO, DtypeName
 from offramp.policies.names import StrategyName
@@ -242,7 +243,7 @@ class Load(ServerLimits, Executing, Placed, Request):
     trust_remote_code: Annotated[bool, only_with("execute")] = False
     workload: Annotated[str | None, flags("--workload", "-w"), only_with("execute")] = None
     """With --execute and a model: what it is traced on, by default prose."""
-    output: Annotated[Path | None, flags("-o", "--output")] = None
+    output: Annotated[Path | None, Writes(Load.require_own)] = None
     """Write everything to a .json file; the command also writes a page beside it."""
     progress: Annotated[bool, python_only] = False
     """Say on standard error what goes on."""
@@ -265,6 +266,12 @@ class Load(ServerLimits, Executing, Placed, Request):
             raise InputError("no policy is given", where="--policy", fix=fix)
         for policy in self.every_policy:
             admitted(policy)
+
+    def require_own(self, output: Path) -> None:
+        """Refuse a file that is no load, and a page beside it of something else."""
+        from offramp.serving.results import LOADS
+
+        require_json_file(output, "a load", LOADS.wrote, page=True)
 
     @property
     def policies(self) -> tuple[str | ExitPolicy | Tuned, ...]:

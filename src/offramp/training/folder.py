@@ -23,7 +23,6 @@ from offramp.models.process import quiet_transformers
 from offramp.models.training_record import TRAINING_FILE
 from offramp.tracing.plan import ANSWERS
 from offramp.training.record import GATE_RECORD, REQUEST, REQUEST_FILE
-from offramp.training.request import GateTraining, ResumableTraining
 
 CHECKPOINT, STATES = UNDER_WAY
 FIT, HELD_OUT = "fit.safetensors", "held_out.safetensors"
@@ -61,16 +60,6 @@ def _own_gates(folder: Path) -> dict[str, str | None] | None:
 GATES_FOLDER: OutputFolder[None] = OutputFolder(
     what="exits with gates", own=_own_gates, done=TRAINING_FILE, alone=True
 )
-
-
-def require_output(asked: ResumableTraining | GateTraining) -> None:
-    """Refuse a folder of something else, before any model is loaded. Raises InputError."""
-    if asked.output is None:
-        return
-    if isinstance(asked, GateTraining):
-        GATES_FOLDER.require(Path(asked.output), overwrite=asked.overwrite)
-    else:
-        TRAINING_FOLDER.require(Path(asked.output), overwrite=True)
 
 
 def clear_working_files(folder: Path) -> None:

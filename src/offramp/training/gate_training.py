@@ -31,7 +31,7 @@ from offramp.tracing.fitting.fitting_documents import FittingRows, plan_rows, se
 from offramp.tracing.fitting.fitting_inputs import FIRST_POSITION, Readings, require_one_stream, take_readings
 from offramp.tracing.progress import step_bar, token_bar
 from offramp.tracing.request import parse_exits
-from offramp.training.folder import GATES_FOLDER, require_output
+from offramp.training.folder import GATES_FOLDER
 from offramp.training.gate import (
     HALF,
     GateJudge,
@@ -91,7 +91,6 @@ def train_gates(
     named = {"model": model.shown_name, "workloads": workloads, "output": None, "start": heads}
     given = {**named, "hardware": machine, "floor": floor, **options}
     asked = TRAININGS.request(GateTraining.kind, given, call="train_gates")
-    require_output(asked)
     return train(model, asked.texts(), asked, progress=progress)
 
 

@@ -15,7 +15,7 @@ from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import Count, FittingSeed, Minutes, NotNegative, Positive, Share, Whole
-from offramp.kit.request import Kinds, Options, Request, flags, one_word, python_only
+from offramp.kit.request import Kinds, Options, Request, Writes, flags, one_word, python_only
 from offramp.kit.rules import Beside, Must, only_if
 from offramp.policies.names import StrategyName
 from offramp.tracing.asked import InContext, OnModel
@@ -124,7 +124,7 @@ class ExitsTraining(OnModel, InContext):
 
     workloads: Annotated[str | Workload | Sequence[str | Workload], flags("--workload", "-w")]
     """What to train on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field."""
-    output: Annotated[Path | str | None, flags("--output", "-o")]
+    output: Annotated[Path | str | None, Writes(ExitsTraining.require_own)]
     """A folder. What was killed goes on there; gates, which take minutes, begin anew."""
     at: Annotated[
         str | Sequence[Count] | None,
@@ -147,12 +147,21 @@ class ExitsTraining(OnModel, InContext):
     """Replace what is in the folder, finished or another; what was killed of the same goes on."""
 
     def check(self) -> None:
-        """Refuse what are no exits, and an output that is no folder."""
+        """Refuse what are no exits."""
         super(OnModel, self).check()  # in Python the model is at hand: its name may be that of none
         if self.at is not None:
             parse_exits(self.at, None, "at= (--at)")
-        if self.output is not None:
-            require_writable(Path(self.output))
+
+    def require_own(self, output: Path) -> None:
+        """Refuse a folder of something else, and gates that are there unless they are overwritten."""
+        require_writable(output)
+        if output.is_dir():
+            from offramp.training.folder import GATES_FOLDER, TRAINING_FOLDER  # torch comes with it
+
+            gates = isinstance(self, GateTraining)
+            (GATES_FOLDER if gates else TRAINING_FOLDER).require(
+                output, overwrite=not gates or self.overwrite
+            )
 
     def texts(self) -> tuple[Workload, ...]:
         """The workloads, each once. Raises WorkloadError."""
@@ -258,7 +267,7 @@ class RegularisedTraining(Regularisation, ResumableTraining):
 
     output: Annotated[
         Path | str | None,
-        flags("--output", "-o"),
+        Writes(ExitsTraining.require_own),
         Must(lambda output: output is not None, "a folder, without which a trained model is not kept"),
     ]
 

@@ -22,7 +22,7 @@ from offramp.tracing.fitting.fitting_inputs import require_one_stream
 from offramp.tracing.request import MODEL_CODE
 from offramp.training.divergence import trainable_head
 from offramp.training.executed_maps import prepare_maps, start_of
-from offramp.training.folder import CHECKPOINT, TRAINING_FOLDER, clear_working_files, require_output
+from offramp.training.folder import CHECKPOINT, TRAINING_FOLDER, clear_working_files
 from offramp.training.job import Job, Prepared
 from offramp.training.lens_and_block import prepare_readings
 from offramp.training.recipe import make_recipe
@@ -123,7 +123,6 @@ def train_exits(
     given = {name: value for name, value in given.items() if value is not None}
     named = {"model": model.shown_name, "workloads": workloads, "output": output}
     asked = TRAININGS.request(kind, {**named, **given}, call="train_exits")
-    require_output(asked)
     return train(model, asked.texts(), asked, progress=progress, on_size=on_size)
 
 
