@@ -37,6 +37,11 @@ REFUSED = [
     ("-p static:exit=2 --model smollm2", "means nothing without --execute", "--execute"),
     ("-p static:exit=2 --hardware h1000", "unknown hardware 'h1000'", "h100"),
     ("-p static:exit=2 -o x.txt", "does not end in .json", "x.json"),
+    (
+        "-p static:exit=2 --lengths prompt=100,output=40,sigma=0",
+        "the prompt's 100 tokens and 40 new ones exceed the context of 128 positions",
+        "lower prompt",
+    ),
     ("-p static:exit=200 --hardware h100", "exit 200 is beyond the model", "1 to"),
     ("-p static:exit=2 --hardware h100 --rates 1e9", "more than 10 times what", "auto"),
     (
@@ -62,7 +67,7 @@ def test_refused(
     import re
 
     monkeypatch.chdir(tmp_path)
-    found = run_offramp("load", trace, *options.split())
+    found = run_offramp("load", trace, *SMALL[4:6], *options.split())
     found.require(2)
     assert what in found.err
     assert re.search(fix, found.err)
@@ -91,6 +96,27 @@ def test_predicted(trace: Path, tmp_path: Path) -> None:
     again = run_offramp(*words)
     again.require(0)
     assert again.out == found.out
+
+
+def test_the_page_of_somebody_else_is_not_replaced(trace: Path, tmp_path: Path) -> None:
+    place, page = tmp_path / "load.json", tmp_path / "load.html"
+    words = ("load", trace, "-p", POLICY, "--hardware", "h100", *SMALL, "-o", place)
+    run_offramp(*words).require(0)
+    page.write_text("<!doctype html> mine")
+    assert "something else stands where the result's page is written" in run_offramp(*words).require(2).err
+    assert page.read_text() == "<!doctype html> mine"
+
+
+def test_requests_longer_than_the_context_are_refused_before_the_model_is_loaded(
+    trace: Path, tmp_path: Path
+) -> None:
+    """With a model that is not there, and by the lengths of a file."""
+    lengths = tmp_path / "arrivals.csv"
+    lengths.write_text("arrival,prompt_tokens,output_tokens\n0,9,9\n1,9,9\n2,120,9\n")
+    asked = ("load", trace, "-p", POLICY, "--execute", "--model", tmp_path / "gone")
+    found = run_offramp(*asked, "--arrivals", f"csv:{lengths}", "--json").require(2).json["error"]
+    assert "120 tokens and 9 new ones exceed the context of 128 positions" in found["what"]
+    assert found["where"] == "--arrivals"
 
 
 def test_served(trace: Path, tmp_path: Path) -> None:

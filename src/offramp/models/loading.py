@@ -194,6 +194,7 @@ def describe_model(
     """
     config = hf.config.get_text_config()
     lengths = [getattr(config, key, None) for key in CONTEXT_KEYS]
+    context = next((length for length in lengths if isinstance(length, int) and length > 0), None)
     bos = find_bos_policy(tokenizer, config.model_type)
     if isinstance(hf, Conditioned) and not isinstance(tokenizer, NoTokenizer):
         first, *further = hf.front
@@ -203,11 +204,11 @@ def describe_model(
         hf=hf,
         tokenizer=tokenizer,
         stack=stack,
-        shape=shape,
+        shape=replace(shape, context_length=context),
         identify=identify,
         dtype=dtype,
         bos_policy=bos,
-        context_length=next((length for length in lengths if isinstance(length, int) and length > 0), None),
+        context_length=context,
         eos_token_ids=find_eos_token_ids(hf, tokenizer),
         transforms=transforms,
         source=source,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from offramp.errors import InputError
+
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one weight, by what models are loaded in."""
 
@@ -83,7 +85,7 @@ class LayerShape:
 class ModelShape:
     """A whole model: layers 1..L in order, the final norm ("tail") and the output head."""
 
-    IF_ANY: ClassVar[tuple[str, ...]] = ("encoder",)
+    IF_ANY: ClassVar[tuple[str, ...]] = ("encoder", "context_length")
 
     layers: tuple[LayerShape, ...]
     hidden_size: int
@@ -95,3 +97,16 @@ class ModelShape:
     """Bytes of one weight as it is loaded (`ELEMENT_BYTES`)."""
     encoder: EncoderShape | None = None
     """None for a model that has none."""
+    context_length: int | None = None
+    """Positions of a sequence at most; None for a model that states no limit, and in older traces."""
+
+
+def require_context(context: int | None, prompt: int, new_tokens: int, where: str, fix: str) -> None:
+    """Refuse a prompt that leaves no room for its new tokens within a context. None: there is no limit."""
+    if context is not None and prompt + new_tokens > context:
+        raise InputError(
+            f"the prompt's {prompt} tokens and {new_tokens} new ones exceed the context of {context} "
+            "positions",
+            where=where,
+            fix=fix,
+        )

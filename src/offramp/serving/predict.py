@@ -33,7 +33,7 @@ from offramp.serving.results import (
     LoadServer,
     RungShare,
 )
-from offramp.serving.simulator import Demand, ServedDemand, answers_of, demand_of, simulate
+from offramp.serving.simulator import Demand, ServedDemand, answers_of, simulate
 from offramp.timing.ratios import student_reach
 from offramp.tracing.manifest import MANIFEST, REQUEST
 from offramp.tracing.progress import stage
@@ -85,26 +85,15 @@ class LoadSetting:
         rungs = [rung for contender in self.contenders for rung in contender.rungs]
         return min((rung.floor for rung in rungs if rung.floor is not None), default=None)
 
-    @property
-    def seeds(self) -> range:
-        """Of the demands at a rate."""
-        return range(self.asked.seed, self.asked.seed + self.asked.seeds)
-
     @cached_property
     def documents(self) -> DocumentRows:
         """Of which answers are."""
         return document_rows(self.trace)
 
-    def demand(self, rate: float, seed: int) -> Demand:
-        """What arrives at a rate."""
-        asked = self.asked
-        return demand_of(asked.how_arrive, asked.how_long, rate, asked.requests, seed)
-
     @cached_property
     def longest(self) -> int:
         """Positions of a request at most."""
-        demands = [self.demand(1.0, seed) for seed in self.seeds]
-        return max(int((demand.prompt + demand.output).max()) for demand in demands)
+        return sum(self.asked.longest_request)
 
     def serve(self, contender: LoadContender, demand: Demand) -> ServedDemand:
         """Serve a demand."""
@@ -121,8 +110,8 @@ class LoadSetting:
         """
         rates: dict[str, list[float]] = {}
         for contender in self.contenders:
-            for seed in self.seeds:
-                times = self.serve(contender, at_once(self.demand(1.0, seed))).times
+            for seed in self.asked.every_seed:
+                times = self.serve(contender, at_once(self.asked.demand(1.0, seed))).times
                 begun, ends = max(own[0] for own in times), [own[-1] for own in times]
                 done = sum(end <= begun for end in ends)
                 rate = done / begun if 2 * done >= len(ends) else len(ends) / max(ends)
@@ -138,6 +127,7 @@ def at_once(demand: Demand) -> Demand:
 def predicted(asked: Load) -> LoadResult:
     """The answer to what was asked for, from a trace and a machine's prices."""
     trace = trace_of(asked.subject)
+    asked.require_room(trace.shape.context_length)
     contenders = contenders_of(trace, asked.policies, asked.steps)
     machine = machine_for(trace, asked.hardware)
     if asked.padded is None:
@@ -200,7 +190,7 @@ def result_of(
         for rate in rates:
             served = {
                 contender.name: [
-                    setting.serve(contender, setting.demand(rate, seed)) for seed in setting.seeds
+                    setting.serve(contender, asked.demand(rate, seed)) for seed in asked.every_seed
                 ]
                 for contender in contenders
                 if rate < capacities[contender.name].value

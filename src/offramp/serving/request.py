@@ -21,6 +21,7 @@ from offramp.kit.output_file import require_json_file
 from offramp.kit.request import Options, Request, Writes, argument, as_call, flags, one_word, python_only
 from offramp.kit.rules import Beside, Margin, Must, only_with
 from offramp.models.devices import AUTO, DtypeName
+from offramp.models.shape import require_context
 from offramp.policies.names import StrategyName
 from offramp.tracing.asked import Executing, Placed
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from offramp.policies.policy import ExitPolicy
     from offramp.serving.contenders import Ladder
     from offramp.serving.results import LoadResult
+    from offramp.serving.simulator import Demand
     from offramp.tracing.trace import Trace
     from offramp.tuning.tuned import Tuned
 
@@ -304,6 +306,33 @@ class Load(ServerLimits, Executing, Placed, Request):
     def objectives(self) -> Mapping[str, float]:
         """Seconds that `slo` promises, by name. Raises InputError."""
         return Objectives.read(self.slo).promised if self.slo is not None else {}
+
+    @property
+    def every_seed(self) -> range:
+        """Of the demands at a rate."""
+        return range(self.seed, self.seed + self.seeds)
+
+    def demand(self, rate: float, seed: int) -> Demand:
+        """What arrives at a rate."""
+        from offramp.serving.simulator import demand_of
+
+        return demand_of(self.how_arrive, self.how_long, rate, self.requests, seed)
+
+    @cached_property
+    def longest_request(self) -> tuple[int, int]:
+        """Tokens of prompt and answer of the longest request, the same at every rate."""
+        demands = (self.demand(1.0, seed) for seed in self.every_seed)
+        return max(
+            (max(zip(of.prompt.tolist(), of.output.tolist(), strict=True), key=sum) for of in demands),
+            key=sum,
+        )
+
+    def require_room(self, context: int | None) -> None:
+        """Refuse requests that are longer than a model's context. Raises InputError."""
+        where, fix = "--lengths", "ask for shorter ones: lower prompt, output or sigma"
+        if self.how_arrive.lengths:
+            where, fix = "--arrivals", "leave longer ones out of the file"
+        require_context(context, *self.longest_request, where, fix)
 
     def carry_out(self) -> LoadResult:
         """Predict, and serve if that was asked for.

@@ -173,7 +173,13 @@ class ServingPlace:
     def serve(
         self, demand: Demand, loops: Mapping[str, ServedLoop | None], seed: int = 0, rows: int | None = None
     ) -> dict[str, LoadServed]:
-        """Let several serve a demand, in turns. rows: side by side at most, by default as was asked for."""
+        """Let several serve a demand, in turns. rows: side by side at most, by default as was asked for.
+
+        Requests of ours, such as those for a profile, are cut to the model's context.
+        """
+        if (most := self.model.context_length) is not None:
+            output = np.minimum(demand.output, most - 1)
+            demand = replace(demand, output=output, prompt=np.minimum(demand.prompt, most - output))
         prompts, tokens = self.prompts(demand), int((demand.prompt + demand.output).max())
         asked = self.setting.asked
         limits = {"rows": rows or asked.rows, "budget": rows or asked.budget}
@@ -190,7 +196,7 @@ class ServingPlace:
 
     def some_demand(self, seed: int) -> Demand:
         """Requests of the lengths that were asked for, all there at once."""
-        return at_once(self.setting.demand(1.0, seed))
+        return at_once(self.setting.asked.demand(1.0, seed))
 
     def first(self, demand: Demand, count: int) -> Demand:
         """Its first requests alone."""
@@ -236,6 +242,7 @@ def _model_and_trace(asked: Load, heads: ExitHeads | None) -> tuple[Model, Trace
     subject: Any = asked.subject
     if is_trace(subject):
         trace = trace_of(subject)
+        asked.require_room(trace.shape.context_length)
         if is_recurrent(trace.shape).any():  # before its model is loaded
             raise _recurrent(str(trace.folder or "the trace"))
         require_heads(trace, heads)
@@ -254,7 +261,9 @@ def _model_and_trace(asked: Load, heads: ExitHeads | None) -> tuple[Model, Trace
 
 
 def _loaded(asked: Load, model: Any) -> Model:
-    return model if isinstance(model, Model) else asked.find(str(model)).load()
+    loaded = model if isinstance(model, Model) else asked.find(str(model)).load()
+    asked.require_room(loaded.context_length)
+    return loaded
 
 
 def _recurrent(where: str) -> ModelError:
@@ -306,9 +315,9 @@ def _executed(place: ServingPlace) -> LoadExecution:
     compared: list[ServedAside] = []
     for rate in rates:
         served: dict[str, list[LoadServed]] = {}
-        for seed in setting.seeds:
+        for seed in setting.asked.every_seed:
             loops = {own.name: place.loop(own, setting.prices[own.name]) for own in setting.contenders}
-            cell = place.serve(setting.demand(rate, seed), {**loops, AGAIN: place.loop(plain)}, seed)
+            cell = place.serve(setting.asked.demand(rate, seed), {**loops, AGAIN: place.loop(plain)}, seed)
             for name, server in cell.items():
                 served.setdefault(name, []).append(server)
                 runs.setdefault(name, []).append(server)

@@ -19,6 +19,7 @@ from offramp.kit.rules import Temperature, TopP
 from offramp.models.checkpoint import unfit_source
 from offramp.models.devices import float64_device
 from offramp.models.model import Model
+from offramp.models.shape import require_context
 from offramp.models.stack import ExitStack
 from offramp.tracing.recorders import PROMPT_TOKENS
 
@@ -112,18 +113,13 @@ def check_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
 
 def check_context(model: Model, longest: int, new_tokens: int) -> None:
     """Raise InputError for prompts that leave no room for the new tokens within the model's context."""
-    context = model.context_length
-    if context is None or longest + new_tokens <= context:
-        return
+    context = model.context_length or longest + new_tokens
     room = context - new_tokens
     ways = [f"shorten the prompt to {room} tokens"] if room > 0 else []
     if longest < context:
         ways.append(f"lower max_new_tokens to {context - longest}")
-    raise InputError(
-        f"the prompt's {longest} tokens and {new_tokens} new ones exceed the context of {context} positions",
-        where=f"prompt= for {model.name}",
-        fix=", or ".join(ways) or "shorten the prompt, and lower max_new_tokens",
-    )
+    fix = ", or ".join(ways) or "shorten the prompt, and lower max_new_tokens"
+    require_context(context, longest, new_tokens, f"prompt= for {model.name}", fix)
 
 
 def token_rows(value: Any, what: str) -> list[list[int]]:
