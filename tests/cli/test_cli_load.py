@@ -19,9 +19,17 @@ REFUSED = [
     ("-p oracle:which=first_match", "looks at what no decoder knows", "threshold"),
     ("-p static:exit=2 --kv recompute", "kv must be propagate", "propagate"),
     ("-p static:exit=2 --kv propagat", "unknown strategy for K and V 'propagat'", "propagate"),
-    ("-p static:exit=2 --rates 0", "rates must be rising, each above 0, not 0", "rising rates"),
-    ("-p static:exit=2 --rates 2,1", "rates must be rising, each above 0, not 2,1", "each once"),
-    ("-p static:exit=2 --rates fast", "rates must be rising, each above 0, not fast", "0.5,1,2,4, or auto"),
+    (
+        "-p static:exit=2 --rates 0",
+        "rates must be rising, each 0.0001 to 1e+06 requests/s, not '0'",
+        "rising rates",
+    ),
+    *(
+        (f"-p static:exit=2 --rates {rate}", f"0.0001 to 1e+06 requests/s, not '{rate}'", "rising rates")
+        for rate in ("1e-30", "1e30", "nan", "inf", "0.00001,1", "1,1e7")
+    ),
+    ("-p static:exit=2 --rates 2,1", "requests/s, not '2,1'", "each once"),
+    ("-p static:exit=2 --rates fast", "requests/s, not 'fast'", "0.5,1,2,4, or auto"),
     ("-p static:exit=2 --arrivals gamma", "means nothing in --arrivals gamma:", "gamma:cv=4"),
     ("-p static:exit=2 --arrivals bursts", "does not say how requests arrive", "gamma:cv=4"),
     ("-p static:exit=2 --arrivals csv:nowhere.csv", "cannot be read", "path"),
@@ -43,7 +51,7 @@ REFUSED = [
         "lower prompt",
     ),
     ("-p static:exit=200 --hardware h100", "exit 200 is beyond the model", "1 to"),
-    ("-p static:exit=2 --hardware h100 --rates 1e9", "more than 10 times what", "auto"),
+    ("-p static:exit=2 --hardware h100 --rates 1e6", "more than 10 times what", "auto"),
     (
         "--ladder 0:static:exit=1,4:static:exit=2 --hardware h100",
         "leaves later",

@@ -117,5 +117,5 @@ def test_rates() -> None:
 
 @pytest.mark.parametrize("rates", ["0", "-1", "2,1", "1,1", "inf", "nan", "fast", "", (), (0.0,), (2.0, 1.0)])
 def test_rates_that_are_none(rates: str | tuple[float, ...]) -> None:
-    with pytest.raises(offramp.InputError, match="rates must be rising, each above 0"):
+    with pytest.raises(offramp.InputError, match="rates must be rising, each"):
         read_rates(rates)

@@ -19,7 +19,7 @@ from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER, Count, Positive, Whole, whole_number
 from offramp.kit.output_file import require_json_file
 from offramp.kit.request import Options, Request, Writes, argument, as_call, flags, one_word, python_only
-from offramp.kit.rules import Beside, Margin, Must, only_with
+from offramp.kit.rules import Beside, Margin, Must, only_with, shown
 from offramp.models.devices import AUTO, DtypeName
 from offramp.models.shape import require_context
 from offramp.policies.names import StrategyName
@@ -47,6 +47,9 @@ COLUMNS = ("arrival", "prompt_tokens", "output_tokens")
 LONGEST = 1_000_000
 """Tokens of a prompt or an answer at most."""
 Tokens = Annotated[int, Ge(1), Le(LONGEST)]
+LOWEST_RATE, HIGHEST_RATE = 1e-4, 1e6
+"""Requests per second: one in three hours, and more than any server takes. Below, seconds lose digits."""
+Rate = Annotated[float, Ge(LOWEST_RATE), Le(HIGHEST_RATE)]
 
 
 @dataclass(frozen=True)
@@ -175,9 +178,10 @@ def _unread(path: Path, line: int, why: str) -> InputError:
 def read_rates(text: str | Sequence[float]) -> tuple[float, ...]:
     """What `--rates` says: rising rates, each once. Raises InputError for anything else."""
     rates = [number_in(str(word)) for word in (text.split(",") if isinstance(text, str) else text)]
-    found = tuple(rate for rate in rates if rate is not None and SMALLEST_NUMBER <= rate <= LARGEST_NUMBER)
+    found = tuple(rate for rate in rates if rate is not None and LOWEST_RATE <= rate <= HIGHEST_RATE)
     if not found or len(found) < len(rates) or list(found) != sorted(set(found)):
-        what = f"rates must be rising, each above 0, not {text if isinstance(text, str) else list(text)}"
+        said = shown(text if isinstance(text, str) else list(text))
+        what = f"rates must be rising, each {LOWEST_RATE:g} to {HIGHEST_RATE:g} requests/s, not {said}"
         raise InputError(what, where="--rates", fix="write rising rates, each once, as 0.5,1,2,4, or auto")
     return found
 
@@ -213,7 +217,7 @@ class Load(ServerLimits, Executing, Placed, Request):
     """static:exit=20, threshold:... or a policy.json; may be given several times."""
     ladder: str | Ladder | None = None
     """Policies by how many requests wait or are served when one is admitted: 0:never,8:policy.json."""
-    rates: Annotated[str | Sequence[Positive], one_word] = AUTO_RATES
+    rates: Annotated[str | Sequence[Rate], one_word] = AUTO_RATES
     """Requests per second, rising: 0.5,1,2,4. By default from hardly any load to more than can be served."""
     arrivals: str = "poisson"
     """How requests come: poisson, gamma:cv=4 (in bursts), or csv:FILE with arrival, prompt_tokens and
@@ -322,10 +326,8 @@ class Load(ServerLimits, Executing, Placed, Request):
     def longest_request(self) -> tuple[int, int]:
         """Tokens of prompt and answer of the longest request, the same at every rate."""
         demands = (self.demand(1.0, seed) for seed in self.every_seed)
-        return max(
-            (max(zip(of.prompt.tolist(), of.output.tolist(), strict=True), key=sum) for of in demands),
-            key=sum,
-        )
+        places = ((of, int((of.prompt + of.output).argmax())) for of in demands)
+        return max(((int(of.prompt[at]), int(of.output[at])) for of, at in places), key=sum)
 
     def require_room(self, context: int | None) -> None:
         """Refuse requests that are longer than a model's context. Raises InputError."""
