@@ -101,6 +101,7 @@ def test_predicted(trace: Path, tmp_path: Path) -> None:
     assert place.is_file()
     assert place.with_suffix(".html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "p95 of a request" in found.err
+    assert "simulating 20 requests x 11 loads x 2 seeds x 2 contenders" in found.err
     again = run_offramp(*words)
     again.require(0)
     assert again.out == found.out

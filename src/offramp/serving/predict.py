@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -36,7 +38,7 @@ from offramp.serving.results import (
 from offramp.serving.simulator import Demand, ServedDemand, answers_of, simulate
 from offramp.timing.ratios import student_reach
 from offramp.tracing.manifest import MANIFEST, REQUEST
-from offramp.tracing.progress import stage
+from offramp.tracing.progress import SECONDS_BETWEEN_LINES, progress_bar, say, stage
 from offramp.tracing.trace import Trace
 
 LOWEST, HIGHEST = 0.04, 1.1
@@ -104,9 +106,9 @@ class LoadSetting:
         """The figures of each."""
         return [sample_of(demand, self.asked.objectives) for demand in served]
 
-    def capacities(self) -> dict[str, Estimate[float]]:
+    def capacities(self, passed: Callable[[], None] = lambda: None) -> dict[str, Estimate[float]]:
         """Of each contender the requests per second that it serves at most: where all are there from the
-        start, until the last one is begun.
+        start, until the last one is begun. passed: called after each demand.
         """
         rates: dict[str, list[float]] = {}
         for contender in self.contenders:
@@ -116,6 +118,7 @@ class LoadSetting:
                 done = sum(end <= begun for end in ends)
                 rate = done / begun if 2 * done >= len(ends) else len(ends) / max(ends)
                 rates.setdefault(contender.name, []).append(rate)
+                passed()
         return {name: over_seeds(own) for name, own in rates.items()}
 
 
@@ -181,20 +184,21 @@ def result_of(
 ) -> LoadResult:
     """Every contender at every rate. fingerprint: of the machine that priced, None of served prices."""
     asked, trace, contenders = setting.asked, setting.trace, setting.contenders
-    with said(asked, "finding what each contender serves at most"):
-        capacities = setting.capacities()
-    most = max(capacity.value for capacity in capacities.values())
-    rates = rates_for(asked, capacities, np.geomspace(LOWEST * most, HIGHEST * most, RATES_TRIED).tolist())
+    loads = 1 + (RATES_TRIED if isinstance(asked.rates, str) else len(asked.rates))
     points: list[LoadPoint] = []
-    with said(asked, f"serving at {len(rates)} rates"):
+    with pieces(asked, "simulating", loads, len(contenders)) as passed:
+        capacities = setting.capacities(passed)
+        most = max(capacity.value for capacity in capacities.values())
+        auto = np.geomspace(LOWEST * most, HIGHEST * most, RATES_TRIED).tolist()
+        rates = rates_for(asked, capacities, auto)
         for rate in rates:
-            served = {
-                contender.name: [
-                    setting.serve(contender, asked.demand(rate, seed)) for seed in asked.every_seed
-                ]
-                for contender in contenders
-                if rate < capacities[contender.name].value
-            }
+            served: dict[str, list[ServedDemand]] = {}
+            for contender in contenders:
+                if rate < capacities[contender.name].value:
+                    for seed in asked.every_seed:
+                        run = setting.serve(contender, asked.demand(rate, seed))
+                        served.setdefault(contender.name, []).append(run)
+                        passed()
             points += points_at(rate, setting, served)
     return LoadResult(
         model=str((trace.request.get("model") or {}).get("name", "unknown")),
@@ -355,6 +359,31 @@ def rung_shares(contender: LoadContender, served: Sequence[ServedDemand]) -> tup
         loss = int(lost[admitted].sum()) / tokens if tokens else None
         shares.append(RungShare(own.queue, str(own.policy), int(admitted.sum()), loss, own.promise))
     return tuple(shares)
+
+
+@contextlib.contextmanager
+def pieces(asked: Load, what: str, loads: int, contenders: int) -> Iterator[Callable[[], None]]:
+    """Say what takes long, after its first piece how long, and then how far it is, if that was asked for.
+
+    Call what it yields after each contender's demand, one of each seed at each load; some may be left out.
+    """
+    if not asked.progress:
+        yield lambda: None
+        return
+    total, seeds = loads * asked.seeds * contenders, f"{asked.seeds} seed{'s' * (asked.seeds > 1)}"
+    what = f"{what} {asked.requests:,} requests x {loads} loads x {seeds} x {contenders} contenders"
+    with progress_bar(what) as bar:
+        began, done = time.monotonic(), 0
+
+        def passed() -> None:
+            nonlocal done
+            done += 1
+            left = (total - done) * (time.monotonic() - began)
+            if done == 1 and left > SECONDS_BETWEEN_LINES and not sys.stderr.isatty():
+                say(f"it takes about {left:.0f} s")
+            bar(done, total)
+
+        yield passed
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from offramp.serving.predict import (
     at_once,
     is_trace,
     mean_of,
+    pieces,
     points_at,
     rates_for,
     ratio_over_seeds,
@@ -226,8 +227,7 @@ def served_answer(asked: Load) -> LoadResult:
     with said(asked, "profiling served steps"):
         fitted = profiled(place, contenders)
     setting = place.setting.priced(lambda own, *sizes: fitted[own.name].step_prices(own, *sizes))
-    with said(asked, "serving in turns"):
-        execution = _executed(replace(place, setting=setting))
+    execution = _executed(replace(place, setting=setting))
     worst = max(steps.error for steps in fitted.values())
     notes = (
         f"Prices are fitted to steps that were served before, at a median error of {100 * worst:.1f} % at "
@@ -313,18 +313,21 @@ def _executed(place: ServingPlace) -> LoadExecution:
     runs: dict[str, list[LoadServed]] = {}
     points: list[LoadPoint] = []
     compared: list[ServedAside] = []
-    for rate in rates:
-        served: dict[str, list[LoadServed]] = {}
-        for seed in setting.asked.every_seed:
-            loops = {own.name: place.loop(own, setting.prices[own.name]) for own in setting.contenders}
-            cell = place.serve(setting.asked.demand(rate, seed), {**loops, AGAIN: place.loop(plain)}, seed)
-            for name, server in cell.items():
-                served.setdefault(name, []).append(server)
-                runs.setdefault(name, []).append(server)
-        kept = {name: served[name] for name, capacity in capacities.items() if rate < capacity.value}
-        points += points_at(rate, setting, kept)
-        if rate < busiest:
-            compared += _compared(setting, rate, served)
+    asked = setting.asked
+    with pieces(asked, "serving in turns", len(rates), len(setting.contenders) + 1) as passed:
+        for rate in rates:
+            served: dict[str, list[LoadServed]] = {}
+            for seed in asked.every_seed:
+                loops = {own.name: place.loop(own, setting.prices[own.name]) for own in setting.contenders}
+                cell = place.serve(asked.demand(rate, seed), {**loops, AGAIN: place.loop(plain)}, seed)
+                for name, server in cell.items():
+                    served.setdefault(name, []).append(server)
+                    runs.setdefault(name, []).append(server)
+                    passed()
+            kept = {name: served[name] for name, capacity in capacities.items() if rate < capacity.value}
+            points += points_at(rate, setting, kept)
+            if rate < busiest:
+                compared += _compared(setting, rate, served)
     return LoadExecution(
         tuple(points),
         tuple(compared),
