@@ -249,7 +249,7 @@ def no_room(error: BaseException, path: Path, written: int) -> DiskFullError | N
     return DiskFullError(
         f"a limit on the size of files is reached: {written:,} bytes of {path.name} were written",
         where=str(path.parent),
-        fix="raise it (ulimit -f), then run the same command again; what is finished is kept",
+        fix="raise it (ulimit -f), then run the same command again",
     )
 
 
@@ -260,7 +260,7 @@ def disk_full(path: Path, written: int) -> DiskFullError:
     return DiskFullError(
         f"the disk is full: {written:,} bytes of {path.name} were written, {free:,} bytes are free",
         where=str(path.parent),
-        fix="free some space and run the same command again; what is finished is kept",
+        fix="free some space and run the same command again",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -109,6 +110,65 @@ def test_other_signals_say_how_to_go_on_too(
     assert "run the same command again to go on: offramp run" in stopped.json["error"]["fix"]
     assert not list(folder.rglob(".writing-*"))
     assert not list(folder.glob("tasks/trace/*/trace/manifest.json")), "it was over before it was stopped"
+
+
+LOST = """
+import gc, signal, sys
+collect = gc.collect
+
+def stopped(*given):
+    if sys._getframe(1).f_code.co_name == "__del__":  # of transformers' continuous batching
+        gc.collect = collect
+        signal.raise_signal(signal.SIGTERM)
+    return collect(*given)
+
+gc.collect = stopped
+"""
+
+
+def test_a_signal_that_comes_in_a_destructor_ends_what_is_served(
+    tiny_model: Path, many_documents: Path, tmp_path: Path
+) -> None:
+    """What is raised there goes nowhere. Nothing of a load is kept."""
+    trace = tmp_path / "trace"
+    text = f"jsonl:{many_documents}#text"
+    run_offramp("trace", tiny_model, "-w", text, "--tokens", 600, "-o", trace).require(0)
+    lengths = ("--lengths", "prompt=6,output=20,sigma=0.3", "--requests", 1_000)
+    served = ("load", trace, "-p", "static:exit=2", "--execute", *lengths)
+    stopped = finish(start_offramp(*served, "--json", before=LOST)).require(143)
+    assert stopped.json["error"]["what"] == "stopped by SIGTERM"
+    assert stopped.json["error"]["fix"].startswith("run the same command again: offramp load")
+
+
+class Last:
+    """Its end is a signal."""
+
+    def __init__(self, how: signal.Signals) -> None:
+        self.how = how
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.how)
+        gc.isenabled()  # where Python looks for signals that came
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_was_lost_is_sent_again(
+    how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads(_: Path) -> list[Path]:
+        last = Last(how)
+        del last
+        time.sleep(60)
+        return []
+
+    monkeypatch.setattr("offramp.runs.folder.find_traces", reads)
+    usual = signal.default_int_handler if how == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(how, usual)
+    try:
+        stopped = run_offramp("score", tmp_path, "--json").require(128 + how)
+    finally:
+        signal.signal(how, before)
+    assert "kept" not in stopped.json["error"]["what"]
 
 
 def test_of_two_runs_the_second_is_refused_and_after_a_kill_the_rerun_equals_an_undisturbed_run(

@@ -9,6 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,17 @@ import typer
 from typer.core import TyperCommand
 
 from offramp.errors import InputError, OfframpError, printable
-from offramp.kit.request import Field, Kinds, argument, fields_of, hidden, missing, one_word, python_only
+from offramp.kit.request import (
+    Field,
+    Kinds,
+    Request,
+    argument,
+    fields_of,
+    hidden,
+    missing,
+    one_word,
+    python_only,
+)
 from offramp.tracing.progress import console
 
 
@@ -62,6 +73,8 @@ def show_error(error: OfframpError, *, as_json: bool) -> int:
 READ = (bool, int, float, str, Path)
 """Types that a word of a command line can be read as."""
 AS_JSON = "as_json"
+AT_WORK: ContextVar[Request | None] = ContextVar("at work", default=None)
+"""What is carried out, and was where it was stopped."""
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
@@ -105,8 +118,10 @@ def command(
         kind = given.pop(kinds.said_by) if kinds else ""
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         values = {name: value for name, value in values.items() if value is not None and value != ()}
+        asked = kinds.request(kind, values) if kinds else request(**values)
+        AT_WORK.set(asked)
         try:
-            carry_out(kinds.request(kind, values) if kinds else request(**values), out)
+            carry_out(asked, out)
         except EOFError as error:  # which the parser takes for Ctrl-D
             raise InputError(f"a file ends too early: {error}", fix="copy or make it again") from error
 

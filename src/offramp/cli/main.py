@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from offramp.cli.bench import Bench, bench
-from offramp.cli.command import command, show_error
+from offramp.cli.command import AT_WORK, command, show_error
 from offramp.cli.generate import Completion, generate
 from offramp.cli.heads import exits, heads
 from offramp.cli.load import load
@@ -42,7 +42,7 @@ from offramp.cli.traces import (
 )
 from offramp.cli.tune import Tuning, tune
 from offramp.commands import LAB_MOVED, filled
-from offramp.errors import DamagedFileError, InputError, OfframpError, is_out_of_memory
+from offramp.errors import DamagedFileError, DiskFullError, InputError, OfframpError, is_out_of_memory
 from offramp.models.process import silence_torchao
 from offramp.runs.request import Run
 from offramp.serving.request import Load
@@ -97,6 +97,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Without a file's name they are of standard output: files are written by `offramp.files`."""
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that stop a run as Ctrl-C does."""
+AGAIN_SECONDS = 0.1
+"""After which a signal that was lost is sent again."""
 # What the parser raises on bad usage: click's exception, which typer keeps in a place of its own.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -191,12 +193,28 @@ def _stoppable() -> Iterator[None]:
     taken = [number for number in STOPPING if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, _stop)
-    ended = threading.Event()
+    ended, before = threading.Event(), sys.unraisablehook
+
+    def send(number: int) -> None:
+        if not ended.is_set():
+            os.kill(os.getpid(), number)
+
+    def unraisable(lost: sys.UnraisableHookArgs) -> None:
+        # Raised in a destructor it goes nowhere (transformers collects garbage in one): it is sent again.
+        if isinstance(lost.exc_value, (_Stopped, KeyboardInterrupt)):
+            again = threading.Timer(AGAIN_SECONDS, send, (getattr(lost.exc_value, "number", signal.SIGINT),))
+            again.daemon = True
+            again.start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = unraisable
     _watch_pipes(ended)
     try:
         yield
     finally:
         ended.set()
+        sys.unraisablehook = before
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
 
@@ -215,6 +233,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     as_json = "--json" in sys.argv
+    AT_WORK.set(None)
     try:
         with _stoppable():
             _require_text(sys.argv[1:])
@@ -235,6 +254,8 @@ def main() -> None:
         exit_code = show_error(_usage_error(problem), as_json=as_json)
     except OfframpError as error:
         error.fix = filled(error.fix, _given(sys.argv[1:]))
+        if isinstance(error, DiskFullError):
+            error.fix += _kept()
         exit_code = show_error(_of_a_run(error), as_json=as_json)
     except (MemoryError, RuntimeError, OSError, ImportError) as problem:
         if is_out_of_memory(problem):
@@ -377,13 +398,21 @@ def _out_of_memory(problem: BaseException) -> OfframpError:
     return OfframpError(
         f"out of memory: {said}; {free} of {total} are free on this machine, less where a limit is set",
         fix="use a smaller model, --dtype bfloat16, fewer --tokens or a shorter --context; tracing with "
-        "--stream holds two layers at a time. What is finished is kept",
+        f"--stream holds two layers at a time{_kept()}",
     )
 
 
+def _kept() -> str:
+    """That what is finished is kept, where it is."""
+    asked = AT_WORK.get()
+    return "; what is finished is kept" if asked is not None and asked.resumes else ""
+
+
 def _interrupted(how: str, exit_code: int) -> OfframpError:
-    error = OfframpError(f"{how}; what is finished is kept")
+    kept = _kept()
+    error = OfframpError(f"{how}{kept}")
     # Whole, however long: it is to be run.
-    error.fix = "run the same command again to go on: " + shlex.join(["offramp", *sys.argv[1:]])
+    again = shlex.join(["offramp", *sys.argv[1:]])
+    error.fix = f"run the same command again{' to go on' if kept else ''}: {again}"
     error.exit_code = exit_code
     return error

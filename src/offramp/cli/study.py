@@ -88,6 +88,11 @@ class StudyRunCommand(InFolder, Request):
     """Without a sign of life, after which a cell's process is ended and the cell tried again."""
 
     @property
+    def resumes(self) -> bool:
+        """With every cell."""
+        return True
+
+    @property
     def memory_bytes(self) -> int | None:
         """The memory as a number. Raises InputError for what is none."""
         return None if self.memory is None else parse_size(self.memory, "--memory")

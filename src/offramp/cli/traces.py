@@ -63,6 +63,11 @@ class TraceCommand(Measuring, OnModel, Streamed, Made, Request):
 
             TRACE_FOLDER.require(output, overwrite=True)
 
+    @property
+    def resumes(self) -> bool:
+        """With every part."""
+        return True
+
 
 def trace(asked: TraceCommand, out: Output) -> None:
     """Trace, and say what the trace holds."""

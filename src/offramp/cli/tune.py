@@ -187,6 +187,11 @@ class Tuning(OnDevice, ReadThrough, Request):
         return self.decodes and self.kept.kind in SHARES
 
     @property
+    def resumes(self) -> bool:
+        """With documents that were decoded."""
+        return self.executes
+
+    @property
     def beside(self) -> Path:
         """The folder of executions beside the policy file."""
         return self.output.absolute().parent / "executions"

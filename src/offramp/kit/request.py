@@ -223,6 +223,11 @@ class Request(Options):
             and ((value := getattr(self, field.name)) != field.default or added_later not in field.marks)
         }
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the same request goes on with what was finished when it was stopped."""
+        return False
+
     def _refuse_beside(self, fields: Mapping[str, Field]) -> None:
         """Refuse a field that is given and means nothing beside the rest, or does not fit it."""
 

@@ -104,6 +104,11 @@ class Run(Measuring, Placed, Streamed, Made, Request):
         RUN_FOLDER.require(output, overwrite=True)
 
     @property
+    def resumes(self) -> bool:
+        """With every task."""
+        return True
+
+    @property
     def name(self) -> str:
         """Of the model, settled: that by which it is found."""
         return str(self.model)

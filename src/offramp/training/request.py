@@ -197,6 +197,11 @@ class ResumableTraining(ExitsTraining, Request):
     or auto for the usual of the device."""
 
     @property
+    def resumes(self) -> bool:
+        """With its last checkpoint, in a folder."""
+        return self.output is not None
+
+    @property
     def allowed_minutes(self) -> float | None:
         """Of all of it; None where steps are counted."""
         return TRAINING_MINUTES if self.steps is None and self.minutes is None else self.minutes
