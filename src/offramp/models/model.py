@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
-from jinja2 import TemplateError
 
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import checked
@@ -31,6 +27,7 @@ from offramp.models.reading import encoding_of
 from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
+from offramp.models.templates import OTHER_TEMPLATE, rendered
 
 if TYPE_CHECKING:
     from offramp.models.streaming import StreamedLayers
@@ -39,11 +36,6 @@ if TYPE_CHECKING:
 FAMILIES_THAT_NEED_BOS = ("gemma", "recurrent_gemma", "vaultgemma")
 
 MOST_END_TOKENS = 1000
-TEMPLATE_SECONDS = 5.0
-"""How long a chat template may take to write a conversation, which takes milliseconds."""
-
-TEMPLATE = "<template>"
-"""What Jinja calls the file of a template that it compiled."""
 
 Messages = Sequence[Mapping[str, str]]
 """Turns of a conversation, each with a "role" and its "content"."""
@@ -126,9 +118,6 @@ def encode_speech(tokenizer: Any, policy: BosPolicy, text: str) -> list[int]:
     return _with_bos(policy, [*said, tokenizer.eos_token_id])
 
 
-OTHER_TEMPLATE = "trace a workload of given texts, or repair the template in the tokenizer's files"
-
-
 def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> list[int]:
     """Token ids of one user turn, or of a conversation, ready for the assistant's answer.
 
@@ -147,15 +136,7 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> li
     if tokenizer.chat_template is None:
         turns = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in messages]
         return encode_text(tokenizer, policy, "\n".join([*turns, "Assistant:"]))
-    try:
-        with _deadline(TEMPLATE_SECONDS):
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        raise ModelError(
-            f"the model's chat template cannot write these turns: {type(error).__name__}: {error}",
-            where=str(tokenizer.name_or_path),
-            fix=OTHER_TEMPLATE,
-        ) from error
+    text = rendered(tokenizer, messages, add_generation_prompt=True)
     if not text:
         raise ModelError(
             "the model's chat template writes nothing of these turns",
@@ -163,25 +144,6 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> li
             fix=OTHER_TEMPLATE,
         )
     return _with_bos(policy, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Raise ValueError in this thread at a line of a template, or a call, after that time: of a template's
-    loops the sandbox of transformers bounds each, and not those within each other.
-    """
-    until, before = time.monotonic() + seconds, sys.gettrace()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > until:
-            raise ValueError(f"it goes on for more than {seconds:g} s")
-        return trace if frame.f_code.co_filename == TEMPLATE else None
-
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int], *, special: bool = True) -> str:

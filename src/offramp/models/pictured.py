@@ -16,6 +16,7 @@ from offramp.kit.picture import picture_of
 from offramp.models.calls import UNFIT_ERRORS, caches_among
 from offramp.models.checkpoint import PICTURED_KEYS
 from offramp.models.conditioned import Condition, Conditioned, Encoding, SourceReader
+from offramp.models.templates import rendered
 
 FEATURES = "mm_encoder_outputs"
 """What transformers calls the features of pictures, made before the language model runs."""
@@ -131,7 +132,7 @@ class Pictured(SourceReader):
         if getattr(self.maker, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": prompt}]
             turns = [{"role": "user", "content": content}]
-            return str(self.maker.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+            return rendered(self.maker, turns, add_generation_prompt=True)
         return f"{place}\n{prompt}"
 
     def prompt(self, given: Given) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from offramp.decoding.harness.__main__ import register
 from offramp.decoding.harness.model import Depth, OfframpLM, by_task, depth_table
 from offramp.decoding.judging import judge
 from offramp.decoding.options import DecodingOptions
-from offramp.errors import InputError
+from offramp.errors import InputError, ModelError
 from offramp.heads.file import write_heads
 from offramp.kit.typed import to_json
 from offramp.policies.grammar import parse_policy
@@ -260,6 +261,25 @@ def test_chat_templates_are_those_of_hf(tasks: Path, folder: Path) -> None:
     assert own["results"] == of_hf["results"]
     assert own["config"]["model_num_parameters"] == of_hf["config"]["model_num_parameters"]
     assert own["samples"]["own_sums"][0]["arguments"][0][0].startswith("[user]")
+
+
+def test_a_template_that_refuses_system_turns_is_given_none_as_with_hf() -> None:
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerBase
+
+    tokenizer: Any = PreTrainedTokenizerBase()
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ messages[0].content }}{% if add_generation_prompt %} {{ mood }}{% endif %}"
+    )
+    lm: Any = SimpleNamespace(tokenizer=tokenizer, chat_template_args={"mood": "calm"})
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a question"}]
+    for begun in (True, False):
+        own = OfframpLM.apply_chat_template(lm, turns, add_generation_prompt=begun)
+        assert own == HFLM.apply_chat_template(lm, turns, add_generation_prompt=begun)
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(ModelError, match="TemplateError: no"):
+        OfframpLM.apply_chat_template(lm, turns[1:])
 
 
 @pytest.mark.parametrize("bos", [True, False])

@@ -18,7 +18,7 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.early_exit import EarlyExit
 from offramp.decoding.generation.loop import Scorer, check_decodable, explain_out_of_memory
 from offramp.decoding.options import DecodingOptions, check_policy
-from offramp.errors import InputError, OfframpError
+from offramp.errors import InputError, ModelError, OfframpError
 from offramp.kit.rules import suggest
 from offramp.kit.typed import to_json
 from offramp.models.checkpoint import read_config, stated_layers
@@ -26,6 +26,7 @@ from offramp.models.devices import AUTO, device_count
 from offramp.models.model import Model
 from offramp.models.process import quiet_loggers
 from offramp.models.source import ModelFiles
+from offramp.models.templates import rendered
 from offramp.models.transforms.transform import Transform, parse_transforms
 from offramp.tracing.loading import ModelRequest, find_model
 
@@ -305,6 +306,23 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """What follows each context, up to a stop string or the most tokens that are wanted."""
         return self._by_task("generate_until", super().generate_until, requests, disable_tqdm)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as `hf` writes it: without its system turns where the template refuses those."""
+        asked = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+            **self.chat_template_args,
+        }
+        others = [turn for turn in chat_history if turn["role"] != "system"]
+        try:
+            return rendered(self.tokenizer, chat_history, **asked)
+        except ModelError:
+            if len(others) == len(chat_history):
+                raise
+        return rendered(self.tokenizer, others, **asked)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval keeps of the model in its results, with the depths of what ran so far.
