@@ -59,6 +59,12 @@ BEFORE_LOADING = [
     ("bench", "--batching rebatch", "means nothing at batch 1", "--batch 2"),
     ("bench", "--draft-length 3", "means nothing with --kv propagate", "--kv speculate"),
     ("bench", "--kv speculate --draft-length long", "draft length cannot be str 'long'", "auto"),
+    (
+        "bench|generate",
+        "--kv recompute --lookup 5000",
+        "lookup must be 1,024 at most, not 5000",
+        "1,024 at most",
+    ),
     ("bench", "--batch 0", "batch must be at least 1", "at least 1"),
     ("bench", "--rounds 0", "rounds must be at least 1", "at least 1"),
     ("bench", "--worth 0", "worth must be a share above 0", "0.05"),

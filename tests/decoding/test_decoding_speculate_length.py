@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 from generation_cases import tiny_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.options import Auto, each_costs
@@ -47,6 +49,34 @@ def test_the_best_length_is_that_of_every_outcome_played_through(
     assert gains[adaptive(share, exit=exit).best(right)] == pytest.approx(max(gains))
 
 
+class Counted(float):
+    """Counts its powers."""
+
+    taken = 0
+
+    def __pow__(self, power: float) -> float:
+        Counted.taken += 1
+        return float(self) ** power
+
+
+@settings(deadline=None)
+@given(right=st.floats(0, 1), share=st.floats(0, 1), exit=st.floats(0, LAYERS), longest=st.integers(0, 60))
+def test_the_best_length_is_that_of_the_formula_written_out_and_each_is_weighed_once(
+    right: float, share: float, exit: float, longest: int
+) -> None:
+    length = adaptive(share, exit=exit, longest=longest)
+
+    def gain(drafts: int) -> float:
+        tokens, left = sum(right**draft for draft in range(drafts + 1)), exit if drafts else 0.0
+        rows = each_costs(share)(drafts + 1)
+        return tokens / ((drafts + 1) * left + drafts * HEAD + (LAYERS - left + HEAD) * rows)
+
+    Counted.taken = 0
+    found = length.best(Counted(right))
+    assert Counted.taken <= longest + 1
+    assert gain(found) == pytest.approx(max(map(gain, range(longest + 1))), rel=1e-12)
+
+
 def test_right_drafts_make_rounds_longer_and_wrong_ones_shorter() -> None:
     length = adaptive()
     lengths = []
@@ -76,10 +106,10 @@ def test_pauses_grow_while_drafts_are_wrong() -> None:
 
 def test_drafts_are_expected_where_tokens_leave_not_where_they_are_filtered() -> None:
     # With drafts of exit 1 nine tokens cost 44.2 layers, plainly 45; with those of exit 3 45.8.
-    settings = Auto(rows=each_costs(0.9), head=1.0, exit_head=0.3)
+    auto = Auto(rows=each_costs(0.9), head=1.0, exit_head=0.3)
     filtered = "filtered:signal=margin,value=0.9,exit=1,policy=[static:exit=3]"
     for text, drafted in (("static:exit=1", 1), ("static:exit=3", 0), (filtered, 0)):
-        length = draft_length_of(settings, engine_of(tiny_llama()), parse_policy(text))
+        length = draft_length_of(auto, engine_of(tiny_llama()), parse_policy(text))
         assert isinstance(length, AdaptiveLength), text
         assert length.next() == drafted, text
 

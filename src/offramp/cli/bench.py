@@ -23,7 +23,7 @@ from offramp.defaults import (
     WORTH,
 )
 from offramp.errors import InputError
-from offramp.kit.numbers import Count, NotNegative, Proportion, TimedTokens, Whole
+from offramp.kit.numbers import Copied, Count, NotNegative, Proportion, TimedTokens, Whole
 from offramp.kit.output_file import require_json_file
 from offramp.kit.request import Request, Writes, argument, flags, hidden
 from offramp.kit.rules import Beside, Margin, only_if, only_with
@@ -118,7 +118,7 @@ class Bench(Leaving, Request):
         ),
     ] = None
     lookup: Annotated[
-        Whole, alone, only_if(lambda asked: max(asked.batches) == 1, "at a batch of several", "--batch 1")
+        Copied, alone, only_if(lambda asked: max(asked.batches) == 1, "at a batch of several", "--batch 1")
     ] = 0
     no_peers: Annotated[bool, alone] = False
     """Leave out what users would pick instead."""

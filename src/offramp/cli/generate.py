@@ -18,7 +18,7 @@ from offramp.defaults import NEW_TOKENS
 from offramp.errors import InputError, OfframpError
 from offramp.files import read_given_text
 from offramp.kit.given import Given, GivenIds
-from offramp.kit.numbers import Count, Whole
+from offramp.kit.numbers import Copied, Count, Whole
 from offramp.kit.request import Request, flags
 from offramp.kit.rules import Temperature, TopP, only_if
 from offramp.policies.names import BatchingName, StrategyName
@@ -61,7 +61,7 @@ class Completion(Leaving, ReadThrough, Request):
     heads: Annotated[Path | None, exiting] = None
     new_tokens: Annotated[Count, flags("--max-new-tokens")] = NEW_TOKENS
     lookup: Annotated[
-        Whole,
+        Copied,
         only_if(
             lambda asked: asked.asked_for == 1,
             "with several prompts",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from offramp import defaults
 from offramp.commands import loadable_name
 from offramp.errors import InputError, ModelError
-from offramp.kit.numbers import Count, Whole
+from offramp.kit.numbers import Copied, Count
 from offramp.kit.request import Options, flags
 from offramp.kit.rules import only_if
 from offramp.models.devices import AUTO
@@ -57,7 +57,7 @@ class Leaving(Keeping, OnModel):
     ] = None
     """Tokens drafted before a verification at most, with --kv speculate: a number or auto. By default
     {defaults.DRAFT_LENGTH}."""
-    lookup: Whole = 0
+    lookup: Copied = 0
     """Copy so many tokens at most from the text so far where it repeats itself, and verify them by all layers
     at once before the policy is asked; with --kv recompute."""
     new_tokens: Count = defaults.NEW_TOKENS

@@ -14,7 +14,7 @@ from offramp.heads.described import describe_heads, reading_of
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads, require_base
 from offramp.kit.arguments import settle_fields
-from offramp.kit.numbers import Count, Whole
+from offramp.kit.numbers import Copied, Count
 from offramp.kit.rules import Beside
 from offramp.models.devices import AUTO
 from offramp.models.model import Model
@@ -192,7 +192,7 @@ class DecodingOptions:
     tuned: Tuned | None = None
     """What the tuner said of the policy, None unless it was tuned."""
     lookup: Annotated[
-        Whole,
+        Copied,
         Beside(
             lambda lookup, given: not lookup or given.kv == RECOMPUTE.name or given.policy.full_depth,
             f"0 with kv {{kv}}: all layers verify what is copied, with K and V by {RECOMPUTE.name}",

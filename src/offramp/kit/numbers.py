@@ -21,11 +21,14 @@ LARGEST_NUMBER = 1e30
 """Of rates, shares, times of a machine and all other numbers, on either side of 0."""
 SMALLEST_NUMBER = 1e-30
 """Of what must be above 0, and may be divided by."""
+LONGEST_COPY = 1024
+"""Of tokens that are copied from a text at once: all are weighed, and checked, for each new one."""
 LONGEST_SECONDS = 366 * 86_400.0
 LONGEST_MINUTES = LONGEST_SECONDS / 60
 
 Count = Annotated[int, Ge(1), Le(LARGEST_COUNT)]
 Whole = Annotated[int, Ge(0), Le(LARGEST_SEED)]
+Copied = Annotated[int, Ge(0), Le(LONGEST_COPY)]
 FittingSeed = Annotated[int, Ge(0), Le(LARGEST_FITTING_SEED)]
 TimedTokens = Annotated[int, Ge(4), Le(LARGEST_COUNT)]
 Share = Annotated[float, Gt(0), Lt(1)]

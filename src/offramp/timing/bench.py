@@ -23,7 +23,7 @@ from offramp.errors import InputError
 from offramp.files import sha256_of_text
 from offramp.kit.arguments import checked, settled
 from offramp.kit.given import Given, GivenIds, given_of
-from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
+from offramp.kit.numbers import Copied, Count, NotNegative, TimedTokens, Whole
 from offramp.kit.rules import Margin
 from offramp.models.model import Model, in_evaluation
 from offramp.models.process import quiet_transformers
@@ -61,7 +61,7 @@ def bench(
     batch: Count = 1,
     batching: BatchingName = LOCKSTEP,
     draft_length: DraftLength | Auto = DRAFT_LENGTH,
-    lookup: Whole = 0,
+    lookup: Copied = 0,
     task: str | None = None,
     budget_seconds: NotNegative | None = TIMING_SECONDS,
     rounds: Count | None = None,

@@ -27,7 +27,7 @@ from offramp.decoding.options import (
 from offramp.decoding.strategies.next_token import Chooser
 from offramp.defaults import DRAFT_LENGTH
 from offramp.errors import InputError
-from offramp.kit.numbers import Whole
+from offramp.kit.numbers import Copied
 from offramp.models.pictured import FEATURES
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 
@@ -242,7 +242,7 @@ def early_exit(
     kv: StrategyName | None = None,
     heads: HeadsSource = None,
     draft_length: DraftLength | Auto = DRAFT_LENGTH,
-    lookup: Whole = 0,
+    lookup: Copied = 0,
     batching: BatchingName = LOCKSTEP,
     task: str | None = None,
 ) -> EarlyExit:

@@ -38,7 +38,7 @@ from offramp.decoding.options import (
 from offramp.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.errors import InputError
 from offramp.kit.given import Given
-from offramp.kit.numbers import Count, Whole
+from offramp.kit.numbers import Copied, Count, Whole
 from offramp.kit.picture import given_pictures
 from offramp.kit.sound import given_sound
 from offramp.models.model import Model, decode_text, in_evaluation
@@ -87,7 +87,7 @@ def generate(
     force_tokens: Sequence[Any] | Tensor | None = None,
     chat: bool = False,
     draft_length: DraftLength | Auto = DRAFT_LENGTH,
-    lookup: Whole = 0,
+    lookup: Copied = 0,
     seed: Whole | None = None,
     batching: BatchingName = LOCKSTEP,
     task: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -80,11 +81,13 @@ class AdaptiveLength:
 
     def best(self, right: float) -> int:
         """The length with the most tokens per cost if drafts are right with this probability."""
-        return max(range(self._settings.longest + 1), key=lambda length: (self._gain(length, right), -length))
+        lengths = range(self._settings.longest + 1)
+        tokens = itertools.accumulate(right**length for length in lengths)
+        gains = map(self._gain, lengths, tokens)
+        return max(zip(gains, lengths, strict=True), key=lambda found: (found[0], -found[1]))[1]
 
-    def _gain(self, length: int, right: float) -> float:
-        """Tokens per cost of a round; see the class."""
-        tokens = sum(right**draft for draft in range(length + 1))
+    def _gain(self, length: int, tokens: float) -> float:
+        """Tokens per cost of a round of so many drafts and tokens; see the class."""
         if not length and self.without is not None:
             return 1.0 / self.without
         exit = self._exit if length else 0.0
