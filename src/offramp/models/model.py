@@ -5,8 +5,11 @@ Which beginning-of-sequence token goes in front of a text, and how a chat turn i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -188,13 +191,33 @@ def find_eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
+_in_use: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def alone_with(*models: Any) -> Iterator[None]:
+    """Transformers models that no other thread measures or decodes with meanwhile: it waits until they are
+    free. Hooks, replaced layers and modes are of the whole model, whoever put them there.
+    """
+    owned = {id(own): own for own in map(own_model, models)}
+    with contextlib.ExitStack() as held:
+        for _, own in sorted(owned.items()):  # in one order, so that two threads never wait for each other
+            held.enter_context(_in_use.setdefault(own, threading.RLock()))
+        yield
+
+
 @contextmanager
 def evaluating(hf: Any) -> Iterator[None]:
     """Evaluation mode without gradients, mixed precision, and compiled code, which hooks are not seen in.
 
-    Afterwards every module is as it was before. Flags are set one by one: some modules do more when their
-    `train` is called.
+    One thread at a time is in it: others wait. Afterwards every module is as it was before. Flags are
+    set one by one: some modules do more when their `train` is called.
     """
+    with alone_with(hf):
+        yield from _evaluating(hf)
+
+
+def _evaluating(hf: Any) -> Iterator[None]:
     training = [module for module in hf.modules() if module.training]
     mixed = vars(hf).get("forward") if "_original_forward" in vars(hf) else None
     kind = next((weight.device.type for weight in hf.parameters() if not weight.is_meta), "cpu")
@@ -231,16 +254,27 @@ Measuring = TypeVar("Measuring", bound=Callable[..., Any])
 
 
 def in_evaluation(function: Measuring) -> Measuring:
-    """A function of a model and more, run in evaluation mode without gradients (see `Model.evaluating`)."""
+    """A function of a model and more, run with all models that it is given in evaluation mode without
+    gradients (see `Model.evaluating`)."""
 
     @functools.wraps(function)
     def run(model: Model, *arguments: Any, **options: Any) -> Any:
         if not isinstance(model, Model):
             raise not_wrapped(model)
-        with model.evaluating():
+        others = [given for given in (*arguments, *options.values()) if isinstance(given, Model)]
+        with all_evaluating(model, *others):
             return function(model, *arguments, **options)
 
     return cast(Measuring, run)
+
+
+@contextmanager
+def all_evaluating(*models: Model) -> Iterator[None]:
+    """Several models in evaluation mode; see `Model.evaluating`."""
+    with alone_with(*(model.hf for model in models)), contextlib.ExitStack() as entered:
+        for model in models:
+            entered.enter_context(model.evaluating())
+        yield
 
 
 @dataclass(frozen=True)
@@ -395,7 +429,7 @@ class Model:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode without gradients for a while; see `evaluating`.
+        """Evaluation mode without gradients for a while, in one thread at a time; see `evaluating`.
 
         Raises ModelError where the weights of the output head are no longer those that were found.
         """

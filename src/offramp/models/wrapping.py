@@ -26,7 +26,7 @@ from offramp.models.discovery import find_stack
 from offramp.models.identity import VOLATILE_CONFIG_KEYS, ModelIdentity
 from offramp.models.loading import check_extractor, describe_model, require_in_memory
 from offramp.models.measuring import measure_shape
-from offramp.models.model import Model, NoTokenizer, evaluating, find_eos_token_ids
+from offramp.models.model import Model, NoTokenizer, alone_with, evaluating, find_eos_token_ids
 from offramp.models.pictured import as_causal
 from offramp.models.shape import DTYPES
 from offramp.models.source import BUNDLED
@@ -57,7 +57,8 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     hf = bare(hf_model)
     require_in_memory(hf, name or origin_of(hf))
     named = name or f"{origin_of(hf)}-{weights_mark(hf)}"
-    _warn_of_foreign_code(hf, named)
+    with alone_with(hf):  # what is measured has hooks of offramp
+        _warn_of_foreign_code(hf, named)
     _require_sound_config(hf, named)
     check_finite(hf, named)
     maker = None

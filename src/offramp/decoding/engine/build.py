@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.calls import UNFIT_ERRORS, LayerCall, first_tensor, is_cache
 from offramp.models.conditioned import probing
 from offramp.models.discovery import find_stack, probe_ids
-from offramp.models.model import Model
+from offramp.models.model import Model, alone_with
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import largest_difference, largest_finite
 
@@ -188,7 +187,6 @@ TRIED = 3
 """Layers whose products are tried: more than a processor's caches hold, of a model that is worth it."""
 
 _known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
-_building = threading.RLock()
 
 
 def engine_of(model: Model | Any) -> Engine:
@@ -204,7 +202,7 @@ def engine_of(model: Model | Any) -> Engine:
     name = model.name if isinstance(model, Model) else type(hf).__name__
     dtype = next(hf.parameters()).dtype
     _check_ready(hf, dtype, name)
-    with _building:
+    with alone_with(hf):
         known = _known.get(hf)
         transforms = model.transforms if isinstance(model, Model) else ()
         changed = isinstance(model, Model) and known is not None and known.transforms != transforms

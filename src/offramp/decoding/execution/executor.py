@@ -29,7 +29,7 @@ from offramp.decoding.written import answer_limit, quality_of
 from offramp.defaults import SEED
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
-from offramp.models.model import Model
+from offramp.models.model import Model, all_evaluating
 from offramp.policies.binding import OF_HEADS, require_heads
 from offramp.policies.decisions import task_of
 from offramp.policies.figures import PLAIN_DECODING
@@ -255,7 +255,7 @@ def opened_executor(
 
     Raises InputError for what does not belong to the trace, or a strategy that is unknown.
     """
-    with model.evaluating(), (reference or model).evaluating():
+    with all_evaluating(model, reference or model):
         model.require_loaded("executing policies")
         require_model(model, trace)
         if reference is not None:

@@ -28,6 +28,7 @@ from offramp.decoding.strategies.next_token import Chooser
 from offramp.defaults import DRAFT_LENGTH
 from offramp.errors import InputError
 from offramp.kit.numbers import Copied
+from offramp.models.model import alone_with
 from offramp.models.pictured import FEATURES
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 
@@ -186,13 +187,14 @@ class EarlyExit:
         mask = model_kwargs.get("attention_mask")
         mask = None if mask is None or bool(mask.all()) else mask
         limit = int(generation_config.max_length) - input_ids.shape[1]
-        check_decodable(
-            engine,
-            self.options,
-            batch=len(input_ids),
-            padded=mask is not None,
-            processors=logits_processor,
-        )
+        with alone_with(model):
+            check_decodable(
+                engine,
+                self.options,
+                batch=len(input_ids),
+                padded=mask is not None,
+                processors=logits_processor,
+            )
         answers = Transcript(
             input_ids,
             stops=stopping_criteria if self.forced is None else _at_length(input_ids.shape[1] + limit),
@@ -212,7 +214,8 @@ class EarlyExit:
         self.loop = Loop(plan, answers, mask, chooser)
         if self.held:
             return input_ids
-        self.last = self.loop.run()
+        with alone_with(model):
+            self.last = self.loop.run()
         answers.end()
         return _as_transformers(answers, generation_config)
 

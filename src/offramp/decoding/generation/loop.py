@@ -29,7 +29,7 @@ from offramp.decoding.strategies.strategy import Conditions, Gear, PolicyDriver,
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.conditioned import Conditioned, condition_of, own_model, under
 from offramp.models.devices import float64_device, free_bytes
-from offramp.models.model import Model
+from offramp.models.model import Model, alone_with
 from offramp.policies.cost_breakdown import Usage
 from offramp.policies.kv import RECOMPUTE
 from offramp.policies.policy import ExitPolicy
@@ -435,7 +435,7 @@ class Scorer:
         self._check_tokens(context, continuation)
         ids = torch.tensor([[*context]], device=self._model.hf.device)
         forced = torch.tensor([[*continuation]], device=ids.device)
-        with explain_out_of_memory(self._model, ids, len(continuation)):
+        with alone_with(self._model.hf), explain_out_of_memory(self._model, ids, len(continuation)):
             return self._score(ids, forced)
 
     def _score(self, ids: Tensor, forced: Tensor) -> ScoredContinuation:
