@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,23 +117,38 @@ def write_granite(folder: Path, *, poisoned: str) -> Path:
     return folder
 
 
-def write_gguf(path: Path, *, dtype: Any = np.float32, licence: str | None = "mit") -> dict[str, np.ndarray]:
-    """A random Llama of 2 layers with a byte-level tokenizer; returns its tensors."""
+def write_gguf(
+    path: Path,
+    *,
+    dtype: Any = np.float32,
+    licence: str | None = "mit",
+    change: Callable[[dict[str, np.ndarray]], Any] | None = None,
+    **stated: int,
+) -> dict[str, np.ndarray]:
+    """A random Llama of 2 layers with a byte-level tokenizer; returns its tensors.
+
+    change: is given these before they are written. stated: other values of the header, by the ends of keys.
+    """
     from gguf import GGUFWriter, TokenType
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     writer = GGUFWriter(path, "llama")
     if licence is not None:
         writer.add_license(licence)
-    writer.add_block_count(GGUF_LAYERS)
-    writer.add_context_length(64)
-    writer.add_embedding_length(GGUF_HIDDEN)
-    writer.add_feed_forward_length(48)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(4)
+    sizes = {
+        "block_count": GGUF_LAYERS,
+        "context_length": 64,
+        "embedding_length": GGUF_HIDDEN,
+        "feed_forward_length": 48,
+        "head_count": 4,
+        "head_count_kv": 4,
+        "dimension_count": 8,
+        "vocab_size": GGUF_VOCABULARY,
+    }
+    folders = {"head_count": "attention.", "head_count_kv": "attention.", "dimension_count": "rope."}
+    for key, size in (sizes | stated).items():
+        writer.add_uint32(f"llama.{folders.get(key, '')}{key}", size)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(8)
-    writer.add_vocab_size(GGUF_VOCABULARY)
     writer.add_tokenizer_model("gpt2")
     tokens = ["<s>", "</s>", *bytes_to_unicode().values(), "ab"]
     writer.add_token_list(tokens)
@@ -149,6 +165,8 @@ def write_gguf(path: Path, *, dtype: Any = np.float32, licence: str | None = "mi
         shapes[f"blk.{layer}.ffn_down.weight"] = (GGUF_HIDDEN, 48)
         shapes[f"blk.{layer}.attn_norm.weight"] = shapes[f"blk.{layer}.ffn_norm.weight"] = (GGUF_HIDDEN,)
     tensors = {name: generator.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+    if change is not None:
+        change(tensors)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

@@ -7,10 +7,13 @@ import importlib.util
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +23,9 @@ from safetensors.torch import load_file
 from offramp.errors import ModelError, OfframpError
 from offramp.models import gguf_file
 from offramp.models.gguf_file import CACHE_VARIABLE, dense_folder, find_damage
+from offramp.models.gguf_header import read_header
 from offramp.models.model import Model
-from offramp.models.source import gguf_name
+from offramp.models.source import find_source, gguf_name
 from offramp.tracing.loading import load_model
 from tiny_models import GGUF_LAYERS, write_gguf
 
@@ -129,6 +133,123 @@ def test_truncated_and_other_files_are_refused(tmp_path: Path, cache: Path) -> N
         assert not [entry for entry in (cache / "dense").glob("*") if entry.is_dir()]
 
 
+@pytest.mark.parametrize(
+    ("stated", "why"),
+    [
+        *(({"block_count": count}, f"block_count = {count}, .* 2 layers") for count in (0, 1, 3, 10**9)),
+        ({"embedding_length": 2**32 - 1}, "embedding_length = 4294967295"),
+        ({"head_count": 10**9}, "head_count = 1000000000"),
+        ({"vocab_size": 10**9}, "vocab_size = 1000000000"),
+        ({"feed_forward_length": 10**9}, "feed_forward_length = 1000000000"),
+    ],
+)
+def test_a_header_with_other_sizes_is_refused_before_anything_is_built(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, stated: dict[str, int], why: str
+) -> None:
+    monkeypatch.setattr(gguf_file, "_check_tensors", no_call)
+    write_gguf(tmp_path / "tiny.gguf", **stated)
+    require_refused(tmp_path / "tiny.gguf", cache, why)
+
+
+def no_call(*_: object) -> None:
+    raise AssertionError
+
+
+def require_refused(path: Path, cache: Path, why: str) -> None:
+    with pytest.raises(ModelError, match=why) as error:
+        find_source(str(path))
+    assert error.value.where == str(path)
+    assert not [entry for entry in (cache / "dense").iterdir() if entry.is_dir()]
+
+
+def with_word(content: bytes, at: int, form: str, value: int) -> bytes:
+    changed = bytearray(content)
+    struct.pack_into(form, changed, at, value)
+    return bytes(changed)
+
+
+def after(content: bytes, name: bytes) -> int:
+    return content.index(name) + len(name)
+
+
+# Behind a tensor's name: the number of its axes, the axes, its type and where it begins.
+NORM, LAST = b"output_norm.weight", b"blk.1.ffn_norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda whole: with_word(whole, 8, "<Q", 0), "it holds no tensors"),
+        (lambda whole: with_word(whole, 8, "<Q", 1), "it has"),
+        (lambda whole: with_word(whole, 8, "<Q", 10**18), "truncated or damaged"),
+        (lambda whole: with_word(whole, 16, "<Q", 10**18), "truncated or damaged"),
+        # A list of numbers, which may be of any length.
+        (
+            lambda whole: with_word(whole, after(whole, b"token_type") + 8, "<Q", 2**60),
+            "truncated or damaged",
+        ),
+        (
+            lambda whole: whole.replace(b"blk.0.attn_q", b"blk.0.attn_k", 1),
+            "attn_k.weight stands there twice",
+        ),
+        (
+            lambda whole: with_word(whole, after(whole, NORM) + 12, "<I", 999),
+            "output_norm.weight .* type 999",
+        ),
+        (lambda whole: with_word(whole, after(whole, NORM) + 4, "<Q", 0), r"shape \[0\]"),
+        (lambda whole: with_word(whole, after(whole, LAST) + 16, "<Q", 0), "begins at byte 0 of"),
+        (lambda whole: whole + bytes(64), "bytes, and it has"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(
+    tmp_path: Path, cache: Path, damage: Callable[[bytes], bytes], why: str
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    path.write_bytes(damage(path.read_bytes()))
+    require_refused(path, cache, why)
+
+
+FEED = "blk.0.ffn_up.weight"
+OTHERS: list[tuple[Callable[[dict[str, np.ndarray]], Any], dict[str, int], str]] = [
+    (lambda tensors: tensors.pop(FEED), {}, "lacks 1 of .*layers.0.mlp.up_proj.weight; they would"),
+    (
+        lambda tensors: tensors.update({"rope_freqs.weight": np.full(4, 8, np.float32)}),
+        {},
+        "not read 1 of .* rope_freqs",
+    ),
+    (lambda tensors: tensors.update({"blk.0.attn_q.bias": np.ones(32, np.float32)}), {}, "attn_q.bias"),
+    (lambda tensors: tensors.update({FEED: tensors[FEED][:40]}), {}, r"\[40, 32\] .* \[48, 32\]"),
+    (lambda tensors: None, {"feed_forward_length": 40}, r"\[48, 32\] .* \[40, 32\]"),
+    (lambda tensors: None, {"head_count": 2}, r"\[32, 32\] .* \[16, 32\]"),
+    (lambda tensors: None, {"vocab_size": 200}, r"\[259, 32\] .* \[200, 32\]"),
+    (lambda tensors: tensors[FEED].fill(np.nan), {}, "NaN or infinite"),
+    (lambda tensors: tensors[FEED].fill(-np.inf), {}, "NaN or infinite"),
+]
+
+
+@pytest.mark.parametrize(("change", "stated", "why"), OTHERS)
+def test_tensors_that_are_not_those_of_the_model_are_refused(
+    tmp_path: Path,
+    cache: Path,
+    change: Callable[[dict[str, np.ndarray]], Any],
+    stated: dict[str, int],
+    why: str,
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, change=change, **stated)
+    require_refused(path, cache, why)
+
+
+def test_what_transformers_says_is_missing_is_refused_too(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_file, "_check_tensors", lambda *_: None)
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, change=lambda tensors: tensors.pop(FEED))
+    require_refused(path, cache, "lacks 1 of the model")
+
+
 def test_flipped_header_bits_never_get_through_as_another_error(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_gguf(path)
@@ -140,7 +261,7 @@ def test_flipped_header_bits_never_get_through_as_another_error(tmp_path: Path) 
         path.write_bytes(content)
         # Any error but this one would be a traceback for the user.
         with contextlib.suppress(ModelError):
-            gguf_file.read_licence(path)
+            read_header(path)
             continue
         refused += 1
     assert refused > 5

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
-import importlib.util
+import json
+import math
 import os
 import re
 import shutil
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,100 +24,53 @@ from typing import IO, Any
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
 from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_text, sync_folder
 from offramp.kit.sealed_file import SealedFile
+from offramp.models.checkpoint import AGAIN, StoredTensor
+from offramp.models.gguf_header import GgufHeader, read_header
 from offramp.models.process import quiet_transformers
 
-MAGIC = b"GGUF"
-# What the gguf package raises on a file whose header points outside it or makes no sense.
-READER_ERRORS = (
-    IndexError,
-    KeyError,
-    OverflowError,
-    TypeError,
-    UnicodeDecodeError,
-    ValueError,
-    struct.error,
-    MemoryError,
-    AttributeError,
-)
-
-
-def check_magic(path: Path) -> None:
-    """Refuse a file that does not begin as a GGUF file does."""
-    with path.open("rb") as file:
-        start = file.read(len(MAGIC))
-    if start != MAGIC:
-        raise ModelError(
-            f"the file does not begin with the letters GGUF (but with {start!r}), so it is not a GGUF file",
-            where=str(path),
-            fix="download the file again, and check that it is the model, not a pointer to it",
-        )
-
-
-def read_licence(path: Path) -> str | None:
-    """Check a whole GGUF file's header and extents and return the licence it states, None if it states none.
-
-    Raises ModelError without the gguf package, and for a file that is truncated or whose header is damaged.
-    """
-    require_gguf_package()
-    from gguf import GGUFReader
-
-    check_magic(path)
-    size = path.stat().st_size
-    try:
-        reader = GGUFReader(path)
-        ends = [int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors]
-        field = reader.get_field("general.license")
-        licence = None if field is None else str(field.contents())
-    except READER_ERRORS as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if not ends:
-        raise _damaged(path, "it holds no tensors")
-    if max(ends) > size:
-        raise _damaged(path, f"its tensors end at byte {max(ends):,}, the file at {size:,}")
-    return licence
-
-
-def _damaged(path: Path, detail: str) -> ModelError:
-    return ModelError(
-        f"the GGUF file is truncated or damaged ({detail})", where=str(path), fix="download the file again"
-    )
-
-
-def require_gguf_package() -> None:
-    """Refuse with the name of the extra if a package that transformers reads GGUF files with is missing."""
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModelError(
-            f"reading a GGUF file needs the {missing[0]} package",
-            where="offramp[gguf]",
-            fix="pip install 'offramp[gguf]'",
-        )
+SOURCE_FILE = "source.json"
+"""In a converted folder: what the GGUF file says beside the model, a JSON object."""
 
 
 def convert_to_safetensors(path: Path, folder: Path) -> None:
     """Write a GGUF file as a dense model and its tokenizer into `folder`, as transformers saves them.
 
     The weights are unpacked to float32, and kept in float16 or bfloat16 where every single one survives that
-    unchanged. Raises ModelError if transformers cannot read the file's architecture.
+    unchanged; the stated licence goes to SOURCE_FILE.
+
+    Raises ModelError if the file is damaged, if transformers cannot read its architecture, or if its tensors
+    are not those of the model: other names, other shapes, or values that are not finite.
     """
     import torch
     import transformers
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    from offramp.models.tensors import check_finite
+
+    header = read_header(path)
     auto_class: Any = transformers.AutoModelForCausalLM
     packed: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     with quiet_transformers():
         try:
-            model = auto_class.from_pretrained(
-                path.parent, dtype=torch.float32, **packed, **_dequantize_option(path)
+            _check_tensors(AutoConfig.from_pretrained(path.parent, **packed), header, path)
+            model, report = auto_class.from_pretrained(
+                path.parent,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **packed,
+                **_dequantize_option(path),
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **packed)
+        except ModelError:
+            raise
         except Exception as error:  # tokenizers raises plain Exception, so nothing narrower will do
             raise ModelError(
                 f"transformers cannot read this GGUF file: {type(error).__name__}: {error}",
                 where=str(path),
                 fix="use the same model as safetensors, or a GGUF of another architecture",
             ) from error
+        _refuse(path, missing=report["missing_keys"], unread=report["unexpected_keys"])
+        check_finite(model, str(path))
         for dtype in (torch.float16, torch.bfloat16):
             if all(torch.equal(tensor.to(dtype).float(), tensor) for tensor in model.parameters()):
                 model.to(dtype)
@@ -125,6 +78,81 @@ def convert_to_safetensors(path: Path, folder: Path) -> None:
         model.config._name_or_path = ""
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    text = json.dumps({"licence": header.licence})
+    (folder / SOURCE_FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _check_tensors(config: Any, header: GgufHeader, path: Path) -> None:
+    """Compare the file's tensors with those of the model that is to be built, names and shapes, both ways.
+
+    transformers makes up what is missing and passes over what it has no name for. Raises ModelError.
+    """
+    import torch
+    import transformers
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    if _compared_at_load(header.architecture):
+        return
+    auto_class: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        hf = auto_class.from_config(config)
+    processor: Any = loader.TENSOR_PROCESSORS.get(header.architecture, loader.TensorProcessor)
+    names = loader.get_gguf_hf_weights_map(hf, processor(config=config.to_dict()))
+    parts: dict[str, list[StoredTensor]] = {}
+    unread = []
+    for name, tensor in header.tensors.items():
+        # Merged experts are listed without their ending.
+        own = names.get(name) or names.get(name.removesuffix(".weight"))
+        if own is None:
+            unread.append(name)
+        else:
+            parts.setdefault(own, []).append(tensor)
+    needed = dict(hf.named_parameters())  # a tied one under its first name
+    _refuse(path, missing=needed.keys() - parts.keys(), unread=unread)
+    for name, weight in needed.items():
+        if not _fits(parts[name], tuple(weight.shape)):
+            first = parts[name][0]
+            raise ModelError(
+                f"{first.name} is {list(first.shape)} in the GGUF file, and by its header {name} is "
+                f"{list(weight.shape)}",
+                where=str(path),
+                fix=AGAIN,
+            )
+
+
+def _compared_at_load(architecture: str) -> bool:
+    """Whether transformers loads every tensor of the file by a name, and so reports those without a place:
+    newer ones do, for some architectures."""
+    try:
+        from transformers.integrations.gguf.utils import is_gguf_arch_supported
+    except ImportError:
+        return False
+    return bool(is_gguf_arch_supported(architecture))
+
+
+def _fits(parts: list[StoredTensor], shape: tuple[int, ...]) -> bool:
+    """Whether tensors of the file can make a weight: some families' are transposed, or lack axes of one
+    element, and several are merged; whether they do, transformers checks once they are unpacked."""
+    if len(parts) > 1:
+        return sum(part.elements for part in parts) == math.prod(shape)
+    stored, made = (sorted(axis for axis in axes if axis > 1) for axes in (parts[0].shape, shape))
+    return stored == made
+
+
+def _refuse(path: Path, *, missing: Iterable[str], unread: Iterable[str]) -> None:
+    """Raise ModelError if the file lacks weights of the model, or holds tensors that it does not read."""
+    lacks = "the GGUF file lacks {} of the model's weights, the first is {}; they would be random"
+    holds = (
+        "transformers does not read {} of the GGUF file's tensors, the first is {}: without them the model "
+    )
+    holds += "is another one"
+    for what, names in ((lacks, sorted(missing)), (holds, sorted(unread))):
+        if names:
+            raise ModelError(
+                what.format(len(names), names[0]),
+                where=str(path),
+                fix="download the file again, or use the same model as safetensors",
+            )
 
 
 def _dequantize_option(path: Path) -> dict[str, Any]:
@@ -150,7 +178,7 @@ class Converted:
 
 _FILE = SealedFile(Converted, "{name}", "none is needed: it is converted again")
 # Raise it when the converted folder's content changes: old folders are then left alone and new ones written.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LONGEST_CONVERSION = 1800.0
 """Seconds that another process is waited for."""
 

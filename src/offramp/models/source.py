@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from weakref import WeakValueDictionary
 from offramp.errors import ModelError
 from offramp.files import read_json, sha256_of_file
 from offramp.models.checkpoint import check_checkpoint, check_no_remote_code, read_config
-from offramp.models.gguf_file import check_magic, convert_to_safetensors, dense_folder, read_licence
+from offramp.models.gguf_file import SOURCE_FILE, convert_to_safetensors, dense_folder
+from offramp.models.gguf_header import check_magic
 from offramp.models.identity import ModelIdentity, identify_folder
 from offramp.models.training_record import require_as_trained
 
@@ -353,15 +353,9 @@ def _gguf_source(
 ) -> ModelFiles:
     check_magic(path)
     sha256 = sha256_of_file(path)
-
-    def convert(gguf: Path, folder: Path) -> None:
-        stated = licence or read_licence(gguf)
-        convert_to_safetensors(gguf, folder)
-        (folder / "source.json").write_text(json.dumps({"licence": stated}) + "\n", encoding="utf-8")
-
-    folder = dense_folder(path, sha256, convert)
+    folder = dense_folder(path, sha256, convert_to_safetensors)
     check_checkpoint(folder, trust_remote_code=trust_remote_code)
-    stated = read_json(folder / "source.json")["licence"]
+    stated = read_json(folder / SOURCE_FILE)["licence"]
     identity = identify_folder(folder, source=source, weights=sha256, licence=licence or stated)
     return ModelFiles(name, folder, identity, packed=path)
 
