@@ -50,24 +50,35 @@ def arguments(model: Path, documents: Path, folder: Path) -> list[object]:
     return ["run", model, *work, "-o", folder]
 
 
-def wait_for_part(process: subprocess.Popen[str], folder: Path, number: int) -> None:
-    """Wait until a part of a trace below the folder is whole."""
-    deadline = time.monotonic() + 300
-    while not list(folder.rglob(f"part-{number:05d}.json")):
+HELD = """
+import os, signal
+place = os.replace
+
+def replace(source, target):
+    place(source, target)
+    while str(target).endswith("part-00001.json"):
+        signal.pause()
+
+os.replace = replace
+"""
+
+
+def start_held(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """A run that has written the second part of its trace into a folder, and waits there for a signal."""
+    process = start_offramp(*arguments, before=HELD)
+    while not list(folder.rglob("part-00001.json")):
         assert process.poll() is None, finish(process)
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.01)
+    return process
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_rerun_equals_an_undisturbed_run(
     tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = start_offramp(*arguments(tiny_model, many_documents, folder), "--json")
-    wait_for_part(process, folder, 1)
+    process = start_held(folder, *arguments(tiny_model, many_documents, folder), "--json")
     process.send_signal(signal.SIGINT)
     stopped = finish(process).require(130)
-    assert not list(folder.glob("tasks/trace/*/trace/manifest.json")), "it was over before it was stopped"
     error = stopped.json["error"]
     assert error["exit_code"] == 130
     command = [str(word) for word in arguments(tiny_model, many_documents, folder)]
@@ -175,10 +186,7 @@ def test_of_two_runs_the_second_is_refused_and_after_a_kill_the_rerun_equals_an_
     tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    first = start_offramp(*arguments(tiny_model, many_documents, folder))
-    wait_for_part(first, folder, 1)
-    # Held still, so that it cannot end before the second one looks.
-    first.send_signal(signal.SIGSTOP)
+    first = start_held(folder, *arguments(tiny_model, many_documents, folder))
     there = tree(folder)
     second = run_offramp(*arguments(tiny_model, many_documents, folder)).require(2)
     assert "another offramp process is writing into this folder" in second.err
@@ -186,7 +194,6 @@ def test_of_two_runs_the_second_is_refused_and_after_a_kill_the_rerun_equals_an_
     assert tree(folder) == there
     first.send_signal(signal.SIGKILL)
     assert finish(first).code == -signal.SIGKILL
-    assert not list(folder.glob("tasks/trace/*/trace/manifest.json")), "it was over before it was killed"
     run_offramp(*arguments(tiny_model, many_documents, folder)).require(0)
     assert tree(folder / "traces") == tree(undisturbed / "traces")
     assert not list(folder.rglob(".writing-*"))
