@@ -89,6 +89,17 @@ def test_a_model_alone_says_nothing(tiny_model: Path) -> None:
     assert "--execute" in found.err
 
 
+def test_a_mistyped_trace_is_no_model(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trace.parents[1])
+    mistyped = f"{trace.parent.name}/{trace.name}x"
+    for name in (mistyped, f"./{mistyped}", trace.with_name(f"{trace.name}x")):
+        said = run_offramp("load", name, "-p", "static:exit=2", "--hardware", "h100").require(2).err
+        assert "there is no trace here" in said
+        assert f"did you mean {Path(name).parent / trace.name}?" in said
+    said = run_offramp("load", "owner/name", "-p", "static:exit=2", "--hardware", "h100").require(2).err
+    assert "a model says nothing of where its tokens leave" in said
+
+
 def test_predicted(trace: Path, tmp_path: Path) -> None:
     place = tmp_path / "load.json"
     words = ("load", trace, "-p", POLICY, "--hardware", "h100", *SMALL, "-o", place, "--json")

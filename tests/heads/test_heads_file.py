@@ -317,7 +317,7 @@ def test_what_is_no_file_of_heads_is_refused(tmp_path: Path) -> None:
     for name, why, fix in [
         ("model", "holds no exit heads", "offramp heads fit"),
         ("text", "not safetensors", "offramp heads fit"),
-        ("absent", "does not exist", "offramp heads fit"),
+        ("absent", "does not exist", "offramp exits train -o writes a folder, offramp heads fit -o a file"),
         (".", "the folder holds no trained exits", "offramp heads fit"),
         ("pickle", "is a pickle", "offramp heads fit"),
         ("heads.pt", "is a pickle", "offramp heads fit"),

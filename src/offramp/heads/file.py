@@ -98,7 +98,8 @@ def _made(heads: ExitHeads) -> str:
 def _require_no_pickle(path: Path) -> None:
     if not path.is_file():
         what = "does not exist" if not path.exists() else "is a device or a pipe, not a file"
-        raise InputError(f"{path.name} {what}", where=str(path), fix=MADE_BY)
+        fix = "check the path: offramp exits train -o writes a folder, offramp heads fit -o a file"
+        raise InputError(f"{path.name} {what}", where=str(path), fix=fix)
     with path.open("rb") as file:
         beginning = file.read(9)
     if is_pickle(beginning):

@@ -12,8 +12,10 @@ written where the value is declared.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Gt, Le
@@ -188,6 +190,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """ "did you mean ...? " of the name that is most like an unknown one, "" where none is."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+def near_paths(path: str | Path) -> list[str]:
+    """What lies in the folder of a path and is spelt much like it."""
+    parent = Path(path).expanduser().parent
+    entries = sorted(os.listdir(parent)) if parent.is_dir() else []
+    near = difflib.get_close_matches(Path(path).name, entries, cutoff=0.7)
+    return [str(parent / entry) for entry in near]
 
 
 Worth = Annotated[

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from weakref import WeakValueDictionary
 
 from offramp.errors import ModelError
 from offramp.files import read_json, sha256_of_file
+from offramp.kit.rules import near_paths
 from offramp.models.checkpoint import check_checkpoint, check_no_remote_code, read_config
 from offramp.models.gguf_file import SOURCE_FILE, convert_to_safetensors, dense_folder
 from offramp.models.gguf_header import check_magic
@@ -129,6 +129,14 @@ def looks_like_hub_id(name: str) -> bool:
     return "/" in repository or not _near_names(repository)
 
 
+def may_be_model(name: str) -> bool:
+    """Whether a name could be a model's: bundled, a path that is there, or a Hub id that is no path here."""
+    if name in BUNDLED or Path(name).expanduser().exists():
+        return True
+    parent = Path(name).parent
+    return looks_like_hub_id(name) and (parent == Path(".") or not parent.is_dir())
+
+
 def unknown_model(name: str) -> ModelError:
     """The error for a name that is neither bundled, nor a path, nor a Hub id; with near matches."""
     near = _near_names(name)
@@ -144,13 +152,7 @@ def unknown_model(name: str) -> ModelError:
 
 def _near_names(name: str) -> list[str]:
     """Bundled names, and entries of the folder that the name points into, that are spelt alike."""
-    parent = Path(name).expanduser().parent
-    entries = sorted(os.listdir(parent)) if parent.is_dir() else []
-    prefix = "" if str(parent) == "." else f"{parent}/"
-    near = difflib.get_close_matches(name, list(BUNDLED), cutoff=0.6)
-    return near + [
-        prefix + entry for entry in difflib.get_close_matches(Path(name).name, entries, cutoff=0.7)
-    ]
+    return difflib.get_close_matches(name, list(BUNDLED), cutoff=0.6) + near_paths(name)
 
 
 def at_revision(name: str, revision: str | None) -> str:

@@ -19,6 +19,7 @@ from offramp.costs.machine import machine_fingerprint
 from offramp.costs.machine_registry import kept_notes
 from offramp.defaults import LOCAL
 from offramp.errors import InputError
+from offramp.models.source import may_be_model
 from offramp.policies.decisions import task_of
 from offramp.policies.prices import machine_for, price_notes
 from offramp.scoring.documents import DocumentRows, document_rows
@@ -153,6 +154,8 @@ def is_trace(subject: Any) -> bool:
 
 def trace_of(subject: Any) -> Trace:
     """The trace that is meant. Raises InputError for a model, which nothing is predicted of without one."""
+    if isinstance(subject, str | Path) and not may_be_model(str(subject)):
+        return Trace.load(Path(subject))  # which says what is there instead
     if not is_trace(subject):
         fix = "give a trace of it (offramp trace MODEL --workload W -o FOLDER), or add --execute"
         what = "a model says nothing of where its tokens leave"

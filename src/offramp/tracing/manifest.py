@@ -16,6 +16,7 @@ from offramp.files import (
     sha256_of_file,
     write_sealed_json,
 )
+from offramp.kit.rules import near_paths
 from offramp.kit.typed import read_record, to_json
 from offramp.models.devices import CPU
 from offramp.models.shape import ModelShape
@@ -197,12 +198,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(path, NO_FILE)
     if not path.is_file():
         unfinished = (folder / REQUEST).is_file()
+        near = [] if folder.exists() else near_paths(folder)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(
             "the trace is not finished" if unfinished else "there is no trace here",
             where=str(folder),
             fix="run the same offramp trace command again; it resumes after the last whole part"
             if unfinished
-            else "give the folder that offramp trace -o wrote (it holds a manifest.json)",
+            else f"{meant}give the folder that offramp trace -o wrote (it holds a manifest.json)",
         )
     version = _schema_version(path)
     if version > SCHEMA_VERSION:
