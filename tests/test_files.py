@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from offramp.errors import DiskFullError, InputError
+from offramp.errors import DiskFullError, InputError, OfframpError
 from offramp.files import (
     DEEPEST_JSON,
     PACKAGE,
@@ -24,7 +26,9 @@ from offramp.files import (
     PathBelow,
     canonical_json,
     locked_folder,
+    open_regular,
     parse_json,
+    read_given,
     read_given_text,
     read_json,
     require_writable,
@@ -32,7 +36,13 @@ from offramp.files import (
     write_atomically,
     write_text_atomically,
 )
+from offramp.heads.file import read_heads
+from offramp.kit.picture import read_picture
+from offramp.kit.sealed_tensors import read_arrays
+from offramp.kit.sound import read_wav
 from offramp.kit.typed import InvalidRecordError, from_json
+from offramp.models.gguf_header import check_magic
+from offramp.workloads.text_files import read_text
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
@@ -150,6 +160,7 @@ def test_a_path_with_a_nul_is_refused() -> None:
 
 OWN_JSON = {
     "files.py",  # the reader
+    "models/templates.py",  # between two processes of its own
     "testing/policies.py",  # a policy's own JSON, written a moment before
     "workloads/prompts.py",  # data of the package
 }
@@ -182,3 +193,126 @@ def test_a_path_of_a_record_stays_below_its_folder(name: str) -> None:
 def test_a_path_that_could_lead_out_is_no_path_of_a_record(name: str) -> None:
     with pytest.raises(InvalidRecordError, match="leads outside of the folder"):
         from_json(_Named, {"files": {name: ""}})
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "arrays": read_arrays,
+    "GGUF": check_magic,
+    "heads": read_heads,
+    "JSON": read_json,
+    "picture": read_picture,
+    "SHA-256": sha256_of_file,
+    "sound": read_wav,
+    "study": lambda path: read_given_text(path, "study"),
+    "text": read_text,
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "socket", "device"])
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_what_is_no_file_is_refused_without_waiting(
+    reader: Callable[[Path], object], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path may have about a hundred characters
+    path = Path("/dev/zero" if kind == "device" else "named")
+    if kind == "pipe":
+        os.mkfifo(path)
+    if kind == "folder":
+        path.mkdir()
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as opened:
+        if kind == "socket":
+            opened.bind(str(path))
+        with pytest.raises((OSError, OfframpError)) as refused:
+            reader(path)
+    if isinstance(refused.value, OfframpError):
+        assert refused.value.where
+        assert refused.value.fix
+
+
+def test_what_takes_a_files_place_before_it_is_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.files.require_regular", lambda path: None)  # it was one then
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a file"):
+            open_regular(path)
+
+
+def test_a_given_file_of_any_size_is_not_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(10))
+    assert read_given(tmp_path / "a", "sound", largest=10) == bytes(10)
+    with pytest.raises(InputError, match="the sound cannot be read: it is larger than") as refused:
+        read_given(tmp_path / "a", "sound", largest=9)
+    assert refused.value.fix == "give a smaller file, or a part of it"
+
+
+OPENING = {"open", "fdopen", "read_bytes", "read_text", "memmap", "safe_open", "ParquetFile", "GGUFReader"}
+NO_OPENING = {"Trace.open", "cls.open", "source.open", "ExecutionStore.open", "read_text"}
+"""Calls of such a name that open no file: offramp's own."""
+OWN, SYSTEM, CODE = "a file of offramp's own", "the operating system's", "part of an installed package"
+OPENED_BEFORE = "a library takes paths alone; `open_regular` opened it before"
+OPENERS = {
+    "cli/main.py: os.open": SYSTEM,
+    "costs/aiconfigurator.py: parquet.ParquetFile": CODE,
+    "costs/aiconfigurator.py: path.read_text": CODE,
+    "costs/machine_registry.py: info.read_text": SYSTEM,
+    "decoding/harness/tasks/questions.py: "
+    "(importlib.resources.files('tzdata') / 'zoneinfo' / name).read_text": CODE,
+    "decoding/harness/tasks/questions.py: path.read_text": SYSTEM,
+    "decoding/harness/tasks/questions.py: story.read_text": CODE,
+    "files.py: (folder / '.lock').open": OWN,
+    "files.py: os.fdopen": "`open_regular`",
+    "files.py: os.open": "`open_regular`, and files of offramp's own that are written",
+    "files.py: temporary.open": OWN,
+    "heads/importing/key_map.py: safe_open": OPENED_BEFORE,
+    "kit/code.py: path.read_bytes": CODE,
+    "kit/picture.py: Image.open": "bytes in memory",
+    "kit/request.py: Path(file).read_text": CODE,
+    "kit/sealed_tensors.py: np.memmap": OPENED_BEFORE,
+    "kit/sealed_tensors.py: path.open": "it is written",
+    "kit/sealed_tensors.py: safe_open": OPENED_BEFORE,
+    "kit/sound.py: wave.open": "bytes in memory",
+    "models/gguf_file.py: path.open": OWN,
+    "models/identity.py: card.read_text": "a model's folder has regular files alone by then",
+    "models/loading.py: path.read_text": "a model's folder has regular files alone by then",
+    "models/process.py: (group / 'memory.stat').read_text": SYSTEM,
+    "models/process.py: (group / used).read_text": SYSTEM,
+    "models/process.py: file.read_text": SYSTEM,
+    "models/process.py: own.read_text": SYSTEM,
+    "models/streaming.py: safe_open": OPENED_BEFORE,
+    "report/html.py: resources.files('offramp.report').joinpath('assets', name).read_text": CODE,
+    "studies/engines/local.py: log.open": OWN,
+    "studies/engines/local.py: self.log.open": OWN,
+    "studies/journal.py: os.fdopen": OWN,
+    "studies/journal.py: os.open": OWN,
+    "studies/locks.py: SYSTEM_LOCKS.read_text": SYSTEM,
+    "studies/locks.py: path.open": OWN,
+    "studies/locks.py: path.read_bytes": OWN,
+    "studies/locks.py: path.read_text": OWN,
+    "studies/runner.py: os.fdopen": OWN,
+    "studies/task.py: path.open": OWN,
+    "testing/contracts.py: path.read_bytes": OWN,
+    "timing/defects.py: path.read_text": SYSTEM,
+    "timing/session.py: STATUS.read_text": SYSTEM,
+    "tracing/sealed_parts.py: pq.ParquetFile": OWN,
+    "tracing/states.py: np.memmap": OWN,
+    "tracing/states.py: path.open": OWN,
+    "tracing/states.py: self._data(layer).open": OWN,
+    "training/folder.py: path.open": OWN,
+    "workloads/prompts.py: (files('offramp.workloads') / 'data' / 'chat.jsonl').read_text": CODE,
+    "workloads/standard_library.py: listed.read_text": CODE,
+}
+"""Calls that open a file otherwise than by `open_regular`, each with the reason why it may."""
+
+
+def test_files_that_people_name_are_opened_in_one_place() -> None:
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)) if any(f"{name}(" in source for name in OPENING) else ():
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called.rpartition(".")[2] in OPENING and called not in NO_OPENING:
+                    found.add(f"{path.relative_to(PACKAGE).as_posix()}: {called}")
+    assert found == set(OPENERS), "open what people name with `offramp.files.open_given` or `read_given`"

@@ -132,9 +132,12 @@ def refused_as(
 ) -> Iterator[None]:
     """Let what a library refuses within the block be an error of offramp's: `what`, and the library's words.
 
-    kind: of the error. caught: what the library raises. where, fix: what it cannot know.
+    kind: of the error. caught: what the library raises. where, fix: what it cannot know. Errors that say that
+    memory was short, and offramp's own, are left as they are.
     """
     try:
         yield
     except caught as error:
-        raise kind(f"{what}: {error}", where=where, fix=fix) from error
+        if isinstance(error, OfframpError) or is_out_of_memory(error):
+            raise
+        raise kind(f"{what}: {str(error) or type(error).__name__}", where=where, fix=fix) from error

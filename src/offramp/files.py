@@ -7,17 +7,19 @@ import errno
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from offramp.errors import DamagedFileError, DiskFullError, InputError, shortened
+from offramp.errors import DamagedFileError, DiskFullError, InputError, refused_as, shortened
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
@@ -29,7 +31,7 @@ NO_FILE = "it is a folder, a device or a pipe, not a file"
 NO_PATH = "a path cannot hold the character NUL"
 
 LARGEST_GIVEN = 64_000_000
-"""Bytes of a file that people name as a policy, a profile or a study."""
+"""Bytes of a file that people name, read whole: a policy, a profile, a study, a picture or a sound."""
 
 LARGEST_JSON = 1_000_000_000
 """Bytes of a JSON text that is read at all."""
@@ -66,10 +68,22 @@ Whether a link lies on the way, `require_no_links` tells."""
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError for a pipe or a device: it may never end."""
-    require_regular(path)
-    with path.open("rb") as file:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError as `open_regular`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """A file of bytes, open for reading: the one way to open what people name.
+
+    Raises OSError for what cannot be opened, and for what is no regular file: a pipe may never end.
+    """
+    require_regular(path)  # a device may act when it is opened
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # something else took the file's place meanwhile
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, NO_FILE, str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def require_regular(path: Path) -> None:
@@ -104,24 +118,42 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
+@contextlib.contextmanager
+def open_given(path: Path, what: str, kind: type[InputError] = InputError) -> Iterator[io.BufferedReader]:
+    """A file of bytes that people name, open for reading within the block. what: it is called in errors.
+
+    Raises an error of this kind for what cannot be opened or read, and for what is no regular file.
+    """
+    try:
+        with open_regular(path) as file:
+            yield file
+    except OSError as error:
+        fixes = {errno.EFBIG: "give a smaller file, or a part of it", errno.EACCES: "change its permissions"}
+        fix = fixes.get(error.errno or 0, "check the path")
+        raise kind(f"the {what} cannot be read: {error.strerror}", where=str(path), fix=fix) from error
+
+
+def read_given(
+    path: Path, what: str, kind: type[InputError] = InputError, *, largest: int = LARGEST_GIVEN
+) -> bytes:
+    """All bytes of such a file. Raises as `open_given`, and for a file of more than `largest` bytes."""
+    with open_given(path, what, kind) as file:
+        content = file.read(largest + 1)
+        if len(content) > largest:
+            raise OSError(errno.EFBIG, f"it is larger than {largest / 1e6:,g} MB", str(path))
+    return content
+
+
 def read_given_text(path: Path, what: str, kind: type[InputError] = InputError) -> str:
     """The text of a small file that people name, without a byte order mark. what: it is called in errors.
 
-    Raises an error of this kind for what cannot be read, is no regular file, has more than LARGEST_GIVEN
-    bytes, or is not UTF-8.
+    Raises an error of this kind for what is not UTF-8, and as `read_given`.
     """
-    try:
-        require_regular(path)
-        with path.open("rb") as file:
-            content = file.read(LARGEST_GIVEN + 1)
-        if len(content) > LARGEST_GIVEN:
-            raise OSError(errno.EFBIG, f"it is larger than {LARGEST_GIVEN / 1e6:g} MB", str(path))
+    content = read_given(path, what, kind)
+    with refused_as(
+        kind, f"the {what} is not UTF-8", UnicodeDecodeError, where=str(path), fix="save it as UTF-8"
+    ):
         return content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why, fix = f"it is not UTF-8 ({error})", "save it as UTF-8"
-        if isinstance(error, OSError):
-            why, fix = str(error.strerror), "check the path"
-        raise kind(f"the {what} cannot be read: {why}", where=str(path), fix=fix) from error
 
 
 class JsonError(ValueError):
@@ -162,8 +194,7 @@ def parse_json(text: str | bytes, kind: type = dict, *, lenient: bool = False) -
 
 def read_json(path: Path, kind: type = dict, *, lenient: bool = False) -> Any:
     """What a JSON file holds (see `parse_json`). Raises JsonError; OSError for what cannot be read."""
-    require_regular(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return parse_json(file.read(LARGEST_JSON + 1), kind, lenient=lenient)
 
 
@@ -366,7 +397,8 @@ def read_sealed_json(
     if is_irregular(path):
         raise damaged(path, NO_FILE)
     try:
-        text = path.read_bytes().decode("utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
         value = parse_json(text)
         seal = value.pop(SEAL)
         whole = seal == seal_of(value, apart=apart) and text == pretty_json({**value, SEAL: seal})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import random
 import struct
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from numpy.typing import NDArray
 
+from damage import damaged
 from offramp.errors import InputError
-from offramp.kit.sound import given_sound, read_wav, require_within, sound_of
+from offramp.kit.sound import Sound, given_sound, read_wav, require_within, sound_of
 from tiny_models import write_wav
 
 TONE = np.sin(np.arange(800) / 7.0)
@@ -63,6 +66,8 @@ def written(path: Path, content: bytes) -> Path:
 
 
 SIXTEEN = np.arange(1, 9, dtype="<i2").tobytes()
+HEAD = struct.pack("<HH", 1, 1)
+"""The codec and the number of channels."""
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,21 @@ SIXTEEN = np.arange(1, 9, dtype="<i2").tobytes()
         (pcm(SIXTEEN, width=1, codec=80), "its codec, number 80, is not read"),
         (pcm(SIXTEEN, width=8), "PCM of 64 bits"),
         (b"OggS" + bytes(60), "no WAV file of PCM"),
+        (pcm(SIXTEEN, width=2, rate=999), "its rate is 999 Hz, and 1,000 to 768,000 Hz are read"),
+        (
+            pcm(SIXTEEN, width=2, rate=10_000_000),
+            "its rate is 10,000,000 Hz, and 1,000 to 768,000 Hz are read",
+        ),
+        (pcm(SIXTEEN, width=2, codec=65534), "its codec, extensible, is not read|it ends within its header"),
+        (pcm(SIXTEEN, width=2).replace(HEAD, b"\1\0\0\0"), "no WAV file of PCM: bad # of channels"),
+        (
+            pcm(SIXTEEN, width=2)[:34] + b"\0\0" + pcm(SIXTEEN, width=2)[36:],
+            "no WAV file of PCM: bad sample width",
+        ),
+        (
+            pcm(SIXTEEN, width=2)[:40] + b"\xf0\xff\xff\xff" + SIXTEEN,
+            "states 2,147,483,640 samples and holds 8",
+        ),
     ],
 )
 def test_what_is_no_sound_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
@@ -103,6 +123,23 @@ def test_another_rate_is_the_same_tone(rate: int, tmp_path: Path) -> None:
     middle = slice(200, -200)  # the filter runs over the ends
     np.testing.assert_allclose(found[middle], tone(16_000)[middle], atol=2e-3)
     assert sound.at(rate) is sound.samples
+
+
+def test_rates_without_a_common_divisor_take_no_filter_of_their_size() -> None:
+    seconds = 0.25
+    tone = np.sin(2 * np.pi * 440 * np.arange(int(767_999 * seconds)) / 767_999).astype(np.float32)
+    found = Sound(tone, 767_999).at(16_000)
+    assert len(found) == 16_000 * seconds
+    middle = slice(200, -200)
+    expected = np.sin(2 * np.pi * 440 * np.arange(len(found)) / 16_000)
+    np.testing.assert_allclose(found[middle], expected[middle], atol=2e-3)
+
+
+def test_a_damaged_sound_is_read_or_refused(tmp_path: Path) -> None:
+    whole, chance = pcm(SIXTEEN * 20, width=2), random.Random(0)
+    for _ in range(200):
+        with contextlib.suppress(InputError):
+            assert read_wav(written(tmp_path / "a.wav", damaged(whole, chance))).samples.any()
 
 
 def test_a_sound_is_known_by_what_is_heard(tmp_path: Path) -> None:

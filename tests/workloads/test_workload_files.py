@@ -84,7 +84,7 @@ def test_a_file_of_any_size_is_not_read_whole(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("offramp.workloads.text_files.LARGEST_FILE", 11)
     assert load_workload(f"txt:{path}").documents[0].text == "a few words"
     monkeypatch.setattr("offramp.workloads.text_files.LARGEST_FILE", 10)
-    with pytest.raises(WorkloadError, match="which is as much as is read"):
+    with pytest.raises(WorkloadError, match="the text cannot be read: it is larger than"):
         load_workload(f"txt:{path}")
 
 

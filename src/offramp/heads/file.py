@@ -11,7 +11,7 @@ from typing import Any
 
 from offramp.commands import command_for
 from offramp.errors import InputError
-from offramp.files import is_irregular
+from offramp.files import is_irregular, open_given, open_regular
 from offramp.heads.exit_heads import MADE_BY, ExitHeads, build_heads
 from offramp.kit.sealed_tensors import SealedTensors
 from offramp.kit.typed import InvalidRecordError
@@ -96,11 +96,10 @@ def _made(heads: ExitHeads) -> str:
 
 
 def _require_no_pickle(path: Path) -> None:
-    if not path.is_file():
-        what = "does not exist" if not path.exists() else "is a device or a pipe, not a file"
+    if not path.exists():
         fix = "check the path: offramp exits train -o writes a folder, offramp heads fit -o a file"
-        raise InputError(f"{path.name} {what}", where=str(path), fix=fix)
-    with path.open("rb") as file:
+        raise InputError(f"{path.name} does not exist", where=str(path), fix=fix)
+    with open_given(path, "file of exit heads") as file:
         beginning = file.read(9)
     if is_pickle(beginning):
         raise InputError(
@@ -114,7 +113,7 @@ def is_heads_file(path: Path) -> bool:
     """Whether a file begins as `write_heads` writes them, whole or not."""
     if is_irregular(path):
         return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = int.from_bytes(file.read(8), "little")
         header = file.read(min(size, LARGEST_HEADER))
     return header.startswith(b"{") and HEADER.encode() in header

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.files import SEAL, json_object_in, require_regular
+from offramp.files import SEAL, json_object_in, open_regular
 
 PAGE_MARK = b'<meta name="generator" content="offramp">'
 """In the head of every page (`report/templates/frame.html`)."""
@@ -52,7 +52,7 @@ def require_json_file(
 def _is_page(path: Path) -> bool:
     """Whether a file is a page of offramp."""
     try:
-        require_regular(path)
-        return PAGE_MARK in path.read_bytes()[:4096]
+        with open_regular(path) as file:
+            return PAGE_MARK in file.read(4096)
     except OSError:  # a link that leads nowhere, or what may not be read
         return False

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import InputError
+from offramp.errors import InputError, refused_as
+from offramp.files import read_given
 from offramp.kit.given import Given
 
 INSTALL = "install it: pip install 'offramp[images]'"
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is read. Pillow knows more formats, and hands one of them, PostScript, to a program that runs it."""
+MOST_PIXELS = 50_000_000
+"""Of a picture that is decoded; a model sees a few million at most."""
 
 
 def read_picture(path: Path) -> Any:
-    """The picture of a file, in RGB, as a `PIL.Image.Image`: of any format of Pillow's, its first frame.
+    """The picture of a file, in RGB, as a `PIL.Image.Image`: of one of FORMATS, its first frame.
 
-    Raises InputError for a file that is missing, no picture, torn or too large, and without Pillow.
+    Raises InputError for a file that is missing, no such picture, damaged, of more than LARGEST_GIVEN bytes,
+    MOST_PIXELS or 8 bits a channel, and without Pillow.
     """
     try:
         from PIL import Image, UnidentifiedImageError
@@ -24,17 +32,26 @@ def read_picture(path: Path) -> Any:
         raise InputError(
             "Pillow, which reads pictures, is not installed", where=str(path), fix=INSTALL
         ) from error
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise _refused(path, "it is no picture that Pillow reads", "convert it to PNG or JPEG") from error
-    except Image.DecompressionBombError as error:
-        raise _refused(path, f"the picture is too large: {error}", "make it smaller") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on a file that ends too early
-        torn = getattr(error, "strerror", None) is None
-        what = f"the picture is torn: {error}" if torn else f"the picture cannot be read: {error.strerror}"  # type: ignore[union-attr]
-        raise _refused(path, what, "copy or save it again" if torn else "check the path") from error
+    content = io.BytesIO(read_given(path, "picture"))
+    # Pillow does not say what its formats raise on bytes that they do not understand.
+    understood = refused_as(
+        InputError, "the picture cannot be read", Exception, where=str(path), fix="copy or save it again"
+    )
+    with warnings.catch_warnings(action="ignore"), understood:
+        try:
+            picture = Image.open(content, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            what = f"it is no picture of a format that is read ({', '.join(FORMATS)})"
+            raise _refused(path, what, "convert it to PNG or JPEG") from error
+        except Image.DecompressionBombError as error:
+            raise _refused(path, f"the picture is too large: {error}", "make it smaller") from error
+        if picture.width * picture.height > MOST_PIXELS:
+            size = f"{picture.width:,} x {picture.height:,} pixels"
+            raise _refused(path, f"the picture has {size}, and {MOST_PIXELS:,} are read", "make it smaller")
+        if picture.mode.startswith(("I", "F")):  # whose numbers Pillow would cut off at 255
+            what = f"the picture has more than 8 bits a channel (Pillow's mode {picture.mode})"
+            raise _refused(path, what, "convert it to 8 bits a channel")
+        return picture.convert("RGB")
 
 
 def _refused(path: Path, what: str, fix: str) -> InputError:

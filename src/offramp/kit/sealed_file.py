@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Generic
 
 from offramp.errors import DamagedFileError, ForeignFileError, shortened
-from offramp.files import SEAL, JsonError, json_object_in, parse_json, read_sealed_json, write_sealed_json
+from offramp.files import (
+    SEAL,
+    JsonError,
+    json_object_in,
+    open_regular,
+    parse_json,
+    read_sealed_json,
+    write_sealed_json,
+)
 from offramp.kit.typed import InvalidRecordError, Record, from_json, to_json
 
 VERSION, KIND = "schema_version", "kind"
@@ -116,7 +124,8 @@ def is_laid_out(path: Path, names: Collection[str]) -> bool:
     """
     if path.is_symlink() or not path.is_file():
         return False
-    content = path.read_bytes()
+    with open_regular(path) as file:
+        content = file.read()
     try:
         top: Collection[str] = parse_json(content)
     except JsonError:  # damaged: its lines still say

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import SEAL, JsonError, canonical_json, parse_json, require_regular, write_atomically
+from offramp.files import SEAL, JsonError, canonical_json, open_regular, parse_json, write_atomically
 from offramp.kit.sealed_file import VERSION
 from offramp.kit.typed import InvalidRecordError, Record, from_json, to_json
 
@@ -163,9 +163,7 @@ def opened(path: Path) -> Iterator[Any]:
     """
     from safetensors import SafetensorError, safe_open
 
-    require_regular(path)
-    with path.open("rb"):  # safetensors says of one that may not be read that it is not there
-        pass
+    open_regular(path).close()  # safetensors says of one that may not be read that it is not there
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
@@ -193,7 +191,7 @@ def read_arrays(path: Path, *, mapped: bool = False) -> Arrays:
 
 def _mapped(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
     """Arrays of bytes, by their shapes in the order in which they lie in a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         place = 8 + int.from_bytes(file.read(8), "little")
     arrays: Arrays = {}
     for name, shape in shapes.items():

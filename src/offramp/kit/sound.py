@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import io
 import wave
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.errors import InputError
+from offramp.errors import InputError, refused_as
+from offramp.files import read_given
 from offramp.kit.given import Given
 
 CODECS = {2: "ADPCM", 3: "IEEE float", 6: "A-law", 7: "mu-law", 85: "MP3", 65534: "extensible"}
 CONVERT = "convert it to PCM of 16 bits: ffmpeg -i FILE -c:a pcm_s16le NEW.wav"
 AGAIN = "copy or record it again"
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+"""Samples a second of what is read: from less than a telephone's to the most that is recorded."""
+LARGEST_STEP = 100_000
+"""Of the whole numbers whose ratio is that of two rates: the filter between them has 20 taps for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,41 +45,50 @@ class Sound:
         return hashlib.sha256(f"{self.rate}:".encode() + self.samples.astype("<f4").tobytes()).hexdigest()
 
     def at(self, rate: int) -> NDArray[np.float32]:
-        """Its samples at another rate, by a polyphase filter: float32 [seconds x rate, rounded up]."""
+        """Its samples at another rate, by a polyphase filter: float32 [seconds x rate, rounded up].
+
+        Of rates whose ratio needs numbers beyond LARGEST_STEP, the nearest ratio without them is taken.
+        """
         if rate == self.rate:
             return self.samples
         from scipy.signal import resample_poly
 
-        common = math.gcd(rate, self.rate)
-        resampled = resample_poly(self.samples, rate // common, self.rate // common)
+        ratio = Fraction(rate, self.rate).limit_denominator(LARGEST_STEP)
+        resampled = resample_poly(self.samples, ratio.numerator, ratio.denominator)
         return np.asarray(resampled, dtype=np.float32)
 
 
 def read_wav(path: Path) -> Sound:
-    """The sound of a WAV file: PCM of 8, 16, 24 or 32 bits, of any rate.
+    """The sound of a WAV file: PCM of 8, 16, 24 or 32 bits, of LOWEST_RATE to HIGHEST_RATE samples a second.
 
-    Raises InputError for a file that is missing, no WAV, torn or of another codec, and for a sound without a
-    sample or of zeros alone.
+    Raises InputError for a file that is missing, no WAV, torn, of another codec or rate or of more than
+    LARGEST_GIVEN bytes, and for a sound without a sample or of zeros alone.
     """
-    try:
-        with wave.open(str(path), "rb") as file:
-            channels, width, rate, frames = file.getparams()[:4]
-            content = file.readframes(frames)
-    except OSError as error:
-        raise _refused(path, f"the sound cannot be read: {error.strerror}", "check the path") from error
-    except EOFError as error:
-        raise _refused(path, "the WAV file is torn: it ends within its header", AGAIN) from error
-    except wave.Error as error:
-        number = str(error).removeprefix("unknown format: ")
-        codec = CODECS.get(int(number), f"number {number}") if number.isdecimal() else None
-        what = f"it is no WAV file of PCM: {error}" if codec is None else f"its codec, {codec}, is not read"
-        raise _refused(path, what, CONVERT) from error
+    given = io.BytesIO(read_given(path, "sound"))
+    # The module does not say what it raises on a header that it does not understand.
+    with refused_as(InputError, "the sound cannot be read", Exception, where=str(path), fix=AGAIN):
+        try:
+            with wave.open(given) as file:
+                channels, width, rate, frames = file.getparams()[:4]
+                content = file.readframes(frames)
+        except EOFError as error:
+            raise _refused(path, "the WAV file is torn: it ends within its header", AGAIN) from error
+        except wave.Error as error:
+            number = str(error).removeprefix("unknown format: ")
+            codec = CODECS.get(int(number), f"number {number}") if number.isdecimal() else None
+            what = (
+                f"it is no WAV file of PCM: {error}" if codec is None else f"its codec, {codec}, is not read"
+            )
+            raise _refused(path, what, CONVERT) from error
     held = len(content) / (channels * width)
     if held != frames:
         what = f"the WAV file is torn: it states {frames:,} samples and holds {int(held):,}"
         raise _refused(path, what, AGAIN)
-    if width > 4 or rate < 1:
-        raise _refused(path, f"PCM of {8 * width} bits at {rate:,} Hz is not read", CONVERT)
+    if width > 4:
+        raise _refused(path, f"PCM of {8 * width} bits is not read", CONVERT)
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        what = f"its rate is {rate:,} Hz, and {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz are read"
+        raise _refused(path, what, "convert it to 16,000 Hz: ffmpeg -i FILE -ar 16000 NEW.wav")
     samples = _samples(content, width).reshape(-1, channels).mean(axis=1).astype(np.float32)
     if not samples.any():
         what = "the sound is silence, zeros alone" if len(samples) else "the sound has no samples"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import ModelError
+from offramp.files import open_given
 from offramp.models.checkpoint import AGAIN, StoredTensor
 
 MAGIC = b"GGUF"
@@ -62,7 +63,7 @@ class GgufHeader:
 
 def check_magic(path: Path) -> None:
     """Refuse a file that does not begin as a GGUF file does."""
-    with path.open("rb") as file:
+    with open_given(path, "GGUF file", ModelError) as file:
         start = file.read(len(MAGIC))
     if start != MAGIC:
         raise ModelError(
@@ -92,7 +93,10 @@ def read_header(path: Path) -> GgufHeader:
     require_gguf_package()
     check_magic(path)
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            open_given(path, "GGUF file", ModelError) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             header = _walk(content, path)
     except (struct.error, ValueError, OverflowError, MemoryError) as error:
         raise ModelError(

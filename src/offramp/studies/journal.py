@@ -22,6 +22,7 @@ from offramp.files import (
     disk_full,
     is_disk_full,
     is_irregular,
+    open_regular,
     parse_json,
     sha256_of_text,
 )
@@ -117,7 +118,7 @@ class Journal:
         self._require_place()
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(self.path.open("rb"))
+                file = stack.enter_context(open_regular(self.path))
             except FileNotFoundError:
                 return JournalReading((), ())
             _lock(file.fileno(), fcntl.LOCK_SH)

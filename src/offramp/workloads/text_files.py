@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import WorkloadError, refused_as
-from offramp.files import JsonError, parse_json
+from offramp.files import JsonError, parse_json, read_given
 from offramp.workloads.workload import Document, Workload, WorkloadSource
 
 LARGEST_FILE = 1_000_000_000
@@ -49,22 +49,7 @@ def read_text(path: Path) -> str:
     more than LARGEST_FILE bytes, empty, binary or not UTF-8.
     """
     require_exists(path)
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "a device, a pipe or a socket"
-        raise WorkloadError(f"this is {kind}, not a file", where=str(path), fix="give a regular text file")
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise WorkloadError(
-            f"the file cannot be read: {error.strerror}", where=str(path), fix="check its permissions"
-        ) from error
-    if len(content) > LARGEST_FILE:
-        raise WorkloadError(
-            f"the file is larger than {LARGEST_FILE / 1e9:g} GB, which is as much as is read",
-            where=str(path),
-            fix="give a part of it: a trace needs a few thousand tokens",
-        )
+    content = read_given(path, "text", WorkloadError, largest=LARGEST_FILE)
     if (offset := content.find(0)) >= 0:
         raise WorkloadError(
             f"the file is not text: it has a NUL byte at offset {offset:,}",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from offramp.errors import InputError
-from offramp.files import sha256_of_file
+from offramp.files import open_given, sha256_of_file
 from offramp.heads.exit_heads import useless
 from offramp.heads.file import is_pickle
 from offramp.models.checkpoint import (
@@ -325,7 +325,7 @@ def _files(path: Path) -> list[Path]:
         what, fix = "there is no such file or folder", "name the safetensors file with the heads"
         raise InputError(what, where=str(path), fix=fix)
     for file in files:
-        with file.open("rb") as opened:
+        with open_given(file, "file of tensors") as opened:
             if is_pickle(opened.read(9)):
                 raise _pickle(file)
     return files
