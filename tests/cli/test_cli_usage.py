@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import offramp
-from command_line import PROGRAM, run_offramp
+from command_line import MAIN, PROGRAM, run_offramp
 from offramp.cli.main import _given, app
 from offramp.commands import filled
 
@@ -259,3 +259,11 @@ def test_advice_names_what_the_command_was_given(command: str) -> None:
     given = _given([*command.split(), "mine", "--transform", "int8", "-w", "code"])
     advice = filled("offramp heads fit MODEL --workload W -o FILE", given)
     assert advice == "offramp heads fit mine --transform int8 --workload code -o heads.safetensors"
+
+
+def test_other_libraries_draw_no_bars_where_standard_error_is_no_terminal() -> None:
+    last = "import atexit; atexit.register(lambda: print(__import__('tqdm').tqdm(()).disable)); "
+    command = [sys.executable, "-c", last + MAIN, "list", "signals"]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert outcome.stdout.splitlines()[-1] == "True"
+    assert outcome.stderr == ""

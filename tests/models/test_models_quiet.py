@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled
 
-from offramp.models.process import silence_torchao
+from offramp.models.process import quiet_downloads, silence_torchao
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,11 @@ def test_only_the_warnings_of_torchaos_import_are_left_out(
     own.warning(message, *["x"] * message.count("%s"))
     own.removeHandler(caplog.handler)
     assert bool(caplog.records) is shown
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_downloads_draw_bars_on_terminals_alone(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    with quiet_downloads():
+        assert are_progress_bars_disabled() is not terminal
+    assert not are_progress_bars_disabled()

@@ -227,6 +227,9 @@ def main() -> None:
     """
     # Waiting threads that spin make small products many times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Bars of other libraries would fill a log; ours say a line now and then. Read where tqdm is imported.
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     silence_torchao()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show "×" gets its code, not a traceback.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,25 @@ def quiet_loggers(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def quiet_downloads() -> Iterator[None]:
+    """Run without the Hub's progress bars where standard error is no terminal."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    as_it_is = sys.stderr.isatty() or are_progress_bars_disabled()
+    if not as_it_is:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not as_it_is:
+            enable_progress_bars()
 
 
 @contextmanager
