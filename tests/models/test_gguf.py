@@ -24,6 +24,7 @@ from offramp.errors import ModelError, OfframpError
 from offramp.models import gguf_file
 from offramp.models.gguf_file import CACHE_VARIABLE, dense_folder, find_damage
 from offramp.models.gguf_header import read_header
+from offramp.models.identity import identify_folder
 from offramp.models.model import Model
 from offramp.models.source import find_source, gguf_name
 from offramp.tracing.loading import load_model
@@ -56,7 +57,8 @@ def test_a_gguf_becomes_a_dense_model_with_its_weights_and_a_damaged_one_again(
     path = tmp_path / "tiny.gguf"
     tensors = write_gguf(path)
     model = load_model(str(path))
-    assert "converting tiny.gguf" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert [line[: line.index("tiny.gguf")] for line in said] == ["offramp: reading ", "offramp: converting "]
     assert (model.name, model.layers, model.context_length) == ("tiny", GGUF_LAYERS, 64)
     assert model.identity.licence == "mit"
     assert model.identity.weights == gguf_file.sha256_of_file(path)
@@ -69,8 +71,11 @@ def test_a_gguf_becomes_a_dense_model_with_its_weights_and_a_damaged_one_again(
     # transformers gives every byte-level GGUF tokenizer this token; the file has no row for it.
     with pytest.raises(ModelError, match=r"special token '<\|endoftext\|>' \(id 259\)"):
         model.encode("a<|endoftext|>")
-    (folder,) = [entry for entry in (cache / "dense").iterdir() if entry.is_dir()]
-    assert find_damage(folder) is None
+    described, folder = sorted(gguf_file.converted_models(), key=lambda entry: len(entry.name), reverse=True)
+    assert (find_damage(described), find_damage(folder)) == (None, None)
+    # A plan or a check before loading says who the model is by the first of them.
+    assert (find_source(str(path)).folder, find_source(str(path)).whole().folder) == (described, folder)
+    assert identify_folder(folder, source="", weights="") == identify_folder(described, source="", weights="")
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float32}
     again = load_model(str(path))
     assert capsys.readouterr().err == ""
@@ -157,9 +162,9 @@ def no_call(*_: object) -> None:
 
 def require_refused(path: Path, cache: Path, why: str) -> None:
     with pytest.raises(ModelError, match=why) as error:
-        find_source(str(path))
+        find_source(str(path)).whole()
     assert error.value.where == str(path)
-    assert not [entry for entry in (cache / "dense").iterdir() if entry.is_dir()]
+    assert not list((cache / "dense").rglob("*.safetensors"))
 
 
 def with_word(content: bytes, at: int, form: str, value: int) -> bytes:

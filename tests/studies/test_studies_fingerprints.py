@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from study_files import small_world, study_of, write_model
 
+from offramp.models.checkpoint import read_headers
+from offramp.models.gguf_file import CACHE_VARIABLE
 from offramp.models.source import find_source
 from offramp.studies import named_inputs
 from offramp.studies.named_inputs import Fingerprints, evidence_of
 from offramp.studies.plan import make_plan
 from offramp.studies.task import FINGERPRINTS
 from offramp.workloads.registry import load_workload
+from tiny_models import GGUF_HIDDEN, GGUF_LAYERS, GGUF_VOCABULARY, write_gguf
 
 TEXT = 'models = ["a", "b"]\nworkloads = ["txt:one.txt", "math:short"]\nmachines = ["h100"]\n'
 
@@ -107,3 +110,21 @@ def test_nothing_is_kept_without_a_folder_and_nothing_written_without_news(tmp_p
     alone.get("name", lambda value: [1], lambda: "found")
     alone.save()
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_a_plan_reads_a_gguf_file_and_unpacks_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf")
+    study = study_of(small_world(tmp_path), 'models = ["tiny.gguf"]\nworkloads = ["txt:one.txt"]\n')
+    with monkeypatch.context() as patch:
+        patch.setattr("offramp.models.source.convert_to_safetensors", lambda *_: pytest.fail("unpacked"))
+        planned = make_plan(study)
+        (model,) = named_inputs.find_everything(study, Fingerprints(), download=False).models.values()
+    assert planned.tasks
+    sizes = model.entry
+    assert (sizes.layers, sizes.hidden, sizes.vocabulary) == (GGUF_LAYERS, GGUF_HIDDEN, GGUF_VOCABULARY)
+    whole = find_source(str(tmp_path / "tiny.gguf")).whole()
+    assert sizes.parameters == sum(tensor.elements for tensor in read_headers(whole.folder).values())
+    assert model.fingerprint(()) == whole.identity.fingerprint

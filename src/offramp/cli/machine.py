@@ -373,7 +373,7 @@ def _cache() -> Looked:
         return Looked("cache", False, f"{folder}: {existing} {why}", fix)
     free = shutil.disk_usage(existing).free / 2**30
     models = converted_models()
-    held = f"{counted(len(models), 'converted model')}, {shown_size(sum(map(_size, models)))}"
+    held = f"{counted(_distinct(models), 'converted model')}, {shown_size(sum(map(_size, models)))}"
     fix = "free 2 GiB (offramp doctor --clear-cache removes converted models), or set OFFRAMP_CACHE"
     clear = "; --clear-cache removes them" if models else ""
     return Looked("cache", free > 2, f"{folder} ({held}{clear}; {free:.0f} GiB free)", fix)
@@ -381,6 +381,13 @@ def _cache() -> Looked:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _distinct(folders: list[Path]) -> int:
+    """How many models the folders of converted ones and of descriptions are of."""
+    from offramp.models.gguf_file import DESCRIBED
+
+    return len({folder.name.removesuffix(DESCRIBED) for folder in folders})
 
 
 def _clear_cache() -> str:
@@ -393,7 +400,7 @@ def _clear_cache() -> str:
     size = sum(map(_size, models))
     for folder in models:
         remove(folder)
-    return f"removed from the cache: {counted(len(models), 'converted model')}, {shown_size(size)}"
+    return f"removed from the cache: {counted(_distinct(models), 'converted model')}, {shown_size(size)}"
 
 
 def _machine() -> Looked:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
 import json
 import math
@@ -32,43 +33,57 @@ SOURCE_FILE = "source.json"
 """In a converted folder: what the GGUF file says beside the model, a JSON object."""
 
 
-def convert_to_safetensors(path: Path, folder: Path) -> None:
-    """Write a GGUF file as a dense model and its tokenizer into `folder`, as transformers saves them.
-
-    The weights are unpacked to float32, and kept in float16 or bfloat16 where every single one survives that
-    unchanged; the stated licence goes to SOURCE_FILE.
+def write_description(path: Path, folder: Path) -> None:
+    """Write what a GGUF file holds beside its weights into `folder`: config and tokenizer as transformers
+    saves them, and the stated licence (SOURCE_FILE). No weight is read.
 
     Raises ModelError if the file is damaged, if transformers cannot read its architecture, or if its tensors
-    are not those of the model: other names, other shapes, or values that are not finite.
+    have other names or shapes than the model's.
     """
     import torch
     import transformers
-    from transformers import AutoConfig, AutoTokenizer
-
-    from offramp.models.tensors import check_finite
 
     header = read_header(path)
     auto_class: Any = transformers.AutoModelForCausalLM
-    packed: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    with quiet_transformers(), _refused_by_transformers(path):
+        config = transformers.AutoConfig.from_pretrained(path.parent, **_packed(path))
+        with torch.device("meta"):
+            hf = auto_class.from_config(config)
+        if not _compared_at_load(header.architecture):
+            _check_tensors(hf, header, path)
+        _save_pretrained(hf, folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **_packed(path))
+        tokenizer.save_pretrained(folder)
+    text = json.dumps({"licence": header.licence})
+    (folder / SOURCE_FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _save_pretrained(hf: Any, folder: Path) -> None:
+    """The configs that transformers saves beside the weights of a model, which here has none."""
+    hf.config._name_or_path = ""
+    hf.config.architectures = [type(hf).__name__]
+    hf.config.save_pretrained(folder)
+    if hf.can_generate():
+        hf.generation_config.save_pretrained(folder)
+
+
+def convert_to_safetensors(path: Path, folder: Path) -> None:
+    """Write the model of a GGUF file into `folder` as transformers saves it, without its tokenizer.
+
+    The weights are unpacked to float32, and kept in float16 or bfloat16 where every single one survives that
+    unchanged. Raises ModelError if transformers cannot read the file, misses weights, has no place
+    for some, or if one is not finite.
+    """
+    import torch
+    import transformers
+
+    from offramp.models.tensors import check_finite
+
+    auto_class: Any = transformers.AutoModelForCausalLM
+    options = {"dtype": torch.float32, "output_loading_info": True, **_dequantize_option(path)}
     with quiet_transformers():
-        try:
-            _check_tensors(AutoConfig.from_pretrained(path.parent, **packed), header, path)
-            model, report = auto_class.from_pretrained(
-                path.parent,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **packed,
-                **_dequantize_option(path),
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **packed)
-        except ModelError:
-            raise
-        except Exception as error:  # tokenizers raises plain Exception, so nothing narrower will do
-            raise ModelError(
-                f"transformers cannot read this GGUF file: {type(error).__name__}: {error}",
-                where=str(path),
-                fix="use the same model as safetensors, or a GGUF of another architecture",
-            ) from error
+        with _refused_by_transformers(path), _without_bar():
+            model, report = auto_class.from_pretrained(path.parent, **_packed(path), **options)
         _refuse(path, missing=report["missing_keys"], unread=report["unexpected_keys"])
         check_finite(model, str(path))
         for dtype in (torch.float16, torch.bfloat16):
@@ -77,27 +92,49 @@ def convert_to_safetensors(path: Path, folder: Path) -> None:
                 break
         model.config._name_or_path = ""
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    text = json.dumps({"licence": header.licence})
-    (folder / SOURCE_FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
-def _check_tensors(config: Any, header: GgufHeader, path: Path) -> None:
-    """Compare the file's tensors with those of the model that is to be built, names and shapes, both ways.
+def _packed(path: Path) -> dict[str, Any]:
+    return {"gguf_file": path.name, "local_files_only": True}
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """transformers draws the bar over a file's tensors whether or not its bars are asked for."""
+    from transformers import modeling_gguf_pytorch_utils
+
+    loader: Any = modeling_gguf_pytorch_utils
+    bar = loader.tqdm
+    loader.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        loader.tqdm = bar
+
+
+@contextmanager
+def _refused_by_transformers(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OfframpError:
+        raise
+    except Exception as error:  # tokenizers raises plain Exception, so nothing narrower will do
+        raise ModelError(
+            f"transformers cannot read this GGUF file: {type(error).__name__}: {error}",
+            where=str(path),
+            fix="use the same model as safetensors, or a GGUF of another architecture",
+        ) from error
+
+
+def _check_tensors(hf: Any, header: GgufHeader, path: Path) -> None:
+    """Compare the file's tensors with those of the model that is to be filled, names and shapes, both ways.
 
     transformers makes up what is missing and passes over what it has no name for. Raises ModelError.
     """
-    import torch
-    import transformers
     from transformers import modeling_gguf_pytorch_utils as loader
 
-    if _compared_at_load(header.architecture):
-        return
-    auto_class: Any = transformers.AutoModelForCausalLM
-    with torch.device("meta"):
-        hf = auto_class.from_config(config)
     processor: Any = loader.TENSOR_PROCESSORS.get(header.architecture, loader.TensorProcessor)
-    names = loader.get_gguf_hf_weights_map(hf, processor(config=config.to_dict()))
+    names = loader.get_gguf_hf_weights_map(hf, processor(config=hf.config.to_dict()))
     parts: dict[str, list[StoredTensor]] = {}
     unread = []
     for name, tensor in header.tensors.items():
@@ -165,6 +202,8 @@ def _dequantize_option(path: Path) -> dict[str, Any]:
 
 CACHE_VARIABLE = "OFFRAMP_CACHE"
 MANIFEST = "manifest.json"
+DESCRIBED = "-described"
+"""How a folder without the weights is called, after the name of the one with them."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +235,15 @@ def cache_folder() -> Path:
 
 
 def converted_models() -> list[Path]:
-    """The folders of converted models in the cache: those that have the name and the manifest of one."""
+    """The folders of converted models and their descriptions in the cache: those that have the name and the
+    manifest of one."""
     root = cache_folder() / "dense"
     entries = sorted(root.iterdir()) if root.is_dir() else []
     return [
         entry
         for entry in entries
-        if re.fullmatch(r"[0-9a-f]{24}-[0-9a-f]{8}", entry.name) and (entry / MANIFEST).is_file()
+        if re.fullmatch(rf"[0-9a-f]{{24}}-[0-9a-f]{{8}}({DESCRIBED})?", entry.name)
+        and (entry / MANIFEST).is_file()
     ]
 
 
@@ -215,6 +256,15 @@ def dense_folder(source: Path, source_sha256: str, convert: Convert) -> Path:
     Raises OfframpError if the disk is too small, with sizes; whatever `convert` raises, with nothing left
     behind.
     """
+    return _cached(source, source_sha256, convert, f"converting {source.name} to safetensors, once")
+
+
+def description_folder(source: Path, source_sha256: str) -> Path:
+    """The same of what `write_description` writes, which takes seconds."""
+    return _cached(source, source_sha256, write_description, f"reading {source.name}, once", DESCRIBED)
+
+
+def _cached(source: Path, source_sha256: str, convert: Convert, said: str, ending: str = "") -> Path:
     root = cache_folder() / "dense"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -225,7 +275,7 @@ def dense_folder(source: Path, source_sha256: str, convert: Convert) -> Path:
             fix=f"set {CACHE_VARIABLE} to a folder that can be written",
         ) from error
     versions = f"{importlib.metadata.version('transformers')} {FORMAT_VERSION}"
-    folder = root / f"{source_sha256[:24]}-{sha256_of_text(versions)[:8]}"
+    folder = root / f"{source_sha256[:24]}-{sha256_of_text(versions)[:8]}{ending}"
     with _only_one_process(root / f"{folder.name}.lock"):
         if folder.is_dir():
             problem = find_damage(folder)
@@ -234,7 +284,7 @@ def dense_folder(source: Path, source_sha256: str, convert: Convert) -> Path:
             _say(f"the cached copy of {source.name} is damaged ({problem}); converting it again")
             shutil.rmtree(folder)
         else:
-            _say(f"converting {source.name} to safetensors, once; kept in {root}")
+            _say(f"{said}; kept in {root}")
         _sweep(root, folder.name)
         _convert_atomically(source, folder, convert)
     return folder

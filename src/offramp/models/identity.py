@@ -93,7 +93,7 @@ def identify_folder(
     """
     # An index may name files in folders further down.
     others = {path for path in folder.glob("*.safetensors") if path.name != CHECKPOINT}
-    files = sorted({*others, *find_weight_files(folder)})
+    files = sorted({*others, *find_weight_files(folder)}) if weights is None else []
     tokenizer_files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)})
     config = read_config(folder)
     lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}

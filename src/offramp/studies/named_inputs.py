@@ -25,7 +25,6 @@ from offramp.models.checkpoint import (
     CONFIG_FILE,
     CONTEXT_KEYS,
     read_config,
-    read_headers,
     stated_count,
     stated_layers,
 )
@@ -593,7 +592,7 @@ def _describe(source: ModelFiles) -> dict[str, Any]:
             "layers": stated_layers(config),
             "hidden": stated_count(config, HIDDEN_KEYS),
             "vocabulary": stated_count(config, ("vocab_size",)),
-            "parameters": float(sum(tensor.elements for tensor in read_headers(source.folder).values())),
+            "parameters": float(sum(tensor.elements for tensor in source.stored().values())),
         },
         "context": stated_count(config, CONTEXT_KEYS),
         "model_type": (config.get("text_config") or config).get("model_type"),

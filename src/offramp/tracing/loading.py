@@ -143,6 +143,20 @@ class ModelRequest:
             return None
         return dataclasses.replace(self.source.identity, transforms=self.texts)
 
+    @property
+    def layers(self) -> int | None:
+        """How many layers the model will have, None where its config does not say, or not of a decoder."""
+        from offramp.models.checkpoint import read_config, source_read, stated_layers
+        from offramp.models.transforms.prune import Prune
+
+        if self.given is not None:
+            return self.given.layers
+        config = read_config(self.source.folder)
+        stated = stated_layers(config)
+        if stated is None or source_read(config) in ("text", "audio"):
+            return None
+        return stated - sum(transform.count for transform in self.transforms if isinstance(transform, Prune))
+
     def require_heads(self, heads: ExitHeads, where: str) -> None:
         """Refuse exit heads of another model, as far as it is known which one this will be.
 
@@ -216,7 +230,7 @@ def find_model(
     device = find_device(device)
     source = find_source(name, trust_remote_code=trust_remote_code, subfolder=subfolder)
     if dtype == AUTO:
-        dtype = "float32" if device == CPU else stored_dtype(source.folder)
+        dtype = "float32" if device == CPU else stored_dtype(source.whole().folder)
         require_usable(transforms, dtype)
     return ModelRequest(source, tuple(transforms), dtype, trust_remote_code, device)
 
