@@ -100,6 +100,15 @@ def test_a_mistyped_trace_is_no_model(trace: Path, monkeypatch: pytest.MonkeyPat
     assert "a model says nothing of where its tokens leave" in said
 
 
+def test_exits_that_the_model_lacks_are_refused_before_it_is_loaded(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.tracing.loading.ModelRequest.load", lambda *_: pytest.fail("loaded"))
+    for policy in (("-p", "static:exit=40"), ("--ladder", "0:never,8:static:exit=40")):
+        found = run_offramp("load", tiny_model, *policy, *SMALL, "--execute").require(2)
+        assert "exit 40 is beyond the model, which has 4 layers" in found.err
+
+
 def test_predicted(trace: Path, tmp_path: Path) -> None:
     place = tmp_path / "load.json"
     words = ("load", trace, "-p", POLICY, "--hardware", "h100", *SMALL, "-o", place, "--json")

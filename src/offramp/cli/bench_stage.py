@@ -15,6 +15,7 @@ from offramp.cli.command import Output
 from offramp.commands import words_of
 from offramp.costs.machine import Machine, machine_prices
 from offramp.decoding.openings import prompts_of
+from offramp.decoding.options import check_exits
 from offramp.decoding.rerun.trace_sequences import require_model
 from offramp.errors import InputError, OfframpError, WorkloadError
 from offramp.kit.typed import to_json
@@ -409,6 +410,7 @@ def combine_and_show(asked: Bench, out: Output) -> None:
         found = asked.find(asked.model)
         found.require_fitting([asked.text])
         read_accelerations(asked.combine, found.dtype)
+        check_exits(asked.options.policy, found)
         model = found.load()
     result = _combined(model, asked)
     show_combined(out.console, result)

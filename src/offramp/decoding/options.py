@@ -90,6 +90,15 @@ def check_reachable(policy: ExitPolicy) -> None:
         )
 
 
+def check_exits(policy: ExitPolicy, asked: ModelRequest) -> None:
+    """Refuse a policy with exits beyond the layers that a model's config states, before the model is loaded.
+
+    Raises PolicyError.
+    """
+    if asked.layers is not None:
+        facts_read(policy, asked.layers)
+
+
 def check_policy(policy: ExitPolicy, layers: int, heads: ExitHeads | None) -> None:
     """Refuse a policy that no decoder can follow on a model of so many layers, or not with these heads.
 
@@ -269,6 +278,7 @@ class DecodingOptions:
             asked.require_heads(self.heads, str(heads or (self.tuned and self.tuned.heads_file)))
         if asked.identity is not None:
             self._check_tuned_model(asked.identity.fingerprint, asked.name)
+        check_exits(self.policy, asked)
         self.check_files(asked.dtype)
 
     def check_files(self, dtype: str) -> None:

@@ -15,6 +15,7 @@ from offramp.costs.counting import is_recurrent
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.generation.generate import generate
+from offramp.decoding.options import check_exits
 from offramp.decoding.rerun.trace_sequences import TracedSequence, require_model, traced_sequences
 from offramp.errors import ModelError
 from offramp.heads.exit_heads import ExitHeads
@@ -261,7 +262,13 @@ def _model_and_trace(asked: Load, heads: ExitHeads | None) -> tuple[Model, Trace
 
 
 def _loaded(asked: Load, model: Any) -> Model:
-    loaded = model if isinstance(model, Model) else asked.find(str(model)).load()
+    if isinstance(model, Model):
+        asked.require_room(model.context_length)
+        return model
+    found = asked.find(str(model))
+    for policy in asked.every_policy:
+        check_exits(admitted(policy)[0], found)
+    loaded = found.load()
     asked.require_room(loaded.context_length)
     return loaded
 

@@ -21,7 +21,6 @@ from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.kit.rules import suggest
 from offramp.kit.typed import to_json
-from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.devices import AUTO, device_count
 from offramp.models.model import Model
 from offramp.models.process import quiet_loggers
@@ -112,9 +111,8 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[ModelRequest, Decoding
         trust_remote_code=bool(arguments.get("trust_remote_code") or False),
         device=_device(arguments.get("device")),
     )
-    layers = None if transforms else stated_layers(read_config(request.source.folder))
-    if layers is not None:  # its config says how many there are
-        check_policy(options.policy, layers, options.heads)
+    if request.layers is not None:
+        check_policy(options.policy, request.layers, options.heads)
     options.check_files(request.dtype)
     return request, options
 
