@@ -178,9 +178,8 @@ def test_what_the_start_took_is_added_where_a_record_says_it(tmp_path: Path) -> 
 
 
 def test_where_a_training_starts_from_is_not_written_to(tmp_path: Path) -> None:
-    write_heads(fitted(), tmp_path / "heads.safetensors")
     with pytest.raises(InputError, match="replace the exits that it starts from"):
-        trained(start=tmp_path / "heads.safetensors", output=tmp_path, overwrite=True)
+        trained(start=tmp_path / "out" / "exits.safetensors", output=tmp_path / "out", overwrite=True)
 
 
 def test_documents_that_both_saw_count_once() -> None:
