@@ -186,6 +186,17 @@ def test_a_language_that_the_model_does_not_know_is_refused(tmp_path: Path) -> N
         offramp.load_model(whisper)
 
 
+@pytest.mark.parametrize("lacking", [("lang_to_id", "task_to_id"), ("task_to_id",)])
+def test_a_multilingual_model_without_its_languages_is_refused_by_name(
+    lacking: tuple[str, ...], tmp_path: Path
+) -> None:
+    given = {name: value for name, value in LANGUAGES.items() if name not in lacking}
+    whisper = write_whisper(tmp_path / "whisper", **given)
+    with pytest.raises(ModelError, match=f"multilingual, and lacks {' and '.join(lacking)}\n") as refused:
+        offramp.load_model(whisper)
+    assert "copy generation_config.json of the original model" in refused.value.fix
+
+
 def test_the_encoder_reads_a_sound_once_and_never_another(model: Model, tmp_path: Path) -> None:
     tone = 0.5 * np.sin(np.arange(6_000) / 7.0)
     sound = given_sound(write_wav(tmp_path / "a.wav", tone))

@@ -178,9 +178,17 @@ def _forced(config: Any) -> list[int]:
     if getattr(config, "is_multilingual", False):
         from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+        where = "the generation config"
+        tables = ("lang_to_id", "task_to_id")
+        if lacking := [name for name in tables if not isinstance(getattr(config, name, None), Mapping)]:
+            raise ModelError(
+                f"it says that the model is multilingual, and lacks {' and '.join(lacking)}",
+                where=where,
+                fix="copy generation_config.json of the original model into the model's folder",
+            )
         language = str(getattr(config, "language", None) or "en").strip("<|>")
         what, fix = "it states a language or task that the model does not know", "mend it, or leave them out"
-        with refused_as(ModelError, what, KeyError, AttributeError, where="the generation config", fix=fix):
+        with refused_as(ModelError, what, KeyError, TypeError, where=where, fix=fix):
             asked.append(config.lang_to_id[f"<|{TO_LANGUAGE_CODE.get(language, language)}|>"])
             asked.append(config.task_to_id[getattr(config, "task", None) or "transcribe"])
     asked.append(getattr(config, "no_timestamps_token_id", None))
