@@ -41,6 +41,8 @@ def test_a_run_says_beside_its_agreement_how_many_answers_are_right(
     assert said in " ".join(found.err.split())
     page = Page((folder / "report.html").read_text(encoding="utf-8")).text
     assert said in page.replace("\N{NO-BREAK SPACE}", " ")
+    sources = [json.loads(line)["en"] for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert page.partition("The prompt, as it was given")[2].lstrip().startswith(tuple(sources))
     summary = summary_of(found)
     jsonschema.validate(summary, summary_schema())
     assert summary["verdict"]["by_workload"][0]["text_quality"] == verdict["text_quality"]

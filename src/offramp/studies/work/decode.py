@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.defaults import LOCAL
 from offramp.errors import OfframpError
+from offramp.kit.given import given_of
 from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
 from offramp.policies.policy import ExitPolicy
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, require_this_machine, trace_of
@@ -463,19 +465,30 @@ PROMPT = ""
 
 
 def _answers(model: Model, measured: Measurement) -> dict[str, str]:
-    """The texts of the first prompt that every contender answered, and of their answers, by contender."""
+    """The texts of the first prompt that every contender answered, the plain one with words, and of their
+    answers, by contender; none where there is no such prompt."""
     from offramp.timing.bench import prompts_and_answers
 
-    texts: dict[str, str] = {}
     shared = set.intersection(*(set(batches) for batches in measured.decoded.values()))
-    if not shared:
-        return texts
-    place = min(shared)
-    for name, batches in measured.decoded.items():
-        prompts, answers = prompts_and_answers(measured.setting, {place: batches[place]})
-        texts[PROMPT] = model.tokenizer.decode(prompts[0], skip_special_tokens=True)
-        texts[name] = model.tokenizer.decode(answers[0], skip_special_tokens=True)
-    return texts
+    for place in sorted(shared):
+        texts: dict[str, str] = {}
+        for name, batches in measured.decoded.items():
+            prompts, answers = prompts_and_answers(measured.setting, {place: batches[place]})
+            texts[PROMPT] = _read(model, prompts[0])
+            texts[name] = model.tokenizer.decode(answers[0], skip_special_tokens=True)
+        if texts.get(measured.result.plain, "").strip():
+            return texts
+    return {}
+
+
+def _read(model: Model, prompt: Sequence[int]) -> str:
+    """What a model read before it answered, as text: an encoder's source, the name of a sound's or a
+    picture's file with what was asked, else the prompt's own tokens."""
+    given = given_of(prompt)
+    tokens = prompt if given is None else given.tokens
+    if given is None or tokens is not None:
+        return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+    return given.text if given.kind == "text" else f"{Path(given.text).name} {given.prompt}".strip()
 
 
 def _characters_per_token(model: Model, measured: Measurement, name: str) -> float | None:
