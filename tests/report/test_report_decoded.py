@@ -22,7 +22,7 @@ from offramp.report.answer_words import REPAIR_NOTE, caveats, headline, referenc
 from offramp.report.formats import percent
 from offramp.report.page import print_summary, render
 from offramp.report.run_result import RunProgress, RunResult
-from offramp.report.sections.decoded import beside_plot, error_plot
+from offramp.report.sections.decoded import beside_plot, error_plot, introduction
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.timing import blame, error_sentence
 from offramp.scoring.estimate import Estimate
@@ -68,6 +68,15 @@ def test_predicted_stands_beside_measured(run, page):
     figures = re.findall(r"<figure.*?</figure>", section, re.S)
     assert len(figures) == 4
     assert all("<details><summary>The same as a table" in figure for figure in figures)
+
+
+def test_policies_are_counted_in_the_number_that_they_have():
+    one, other = (decoded("prose", "static:exit=20", others=False) for _ in range(2))
+    assert len(one.policies) == 1
+    said = introduction(with_decoding(example_run(), one))
+    assert said.startswith("One policy generated text here, and the layers that it skipped were not")
+    said = introduction(with_decoding(example_run(), one, other))
+    assert said.startswith("2 policies generated text here, and the layers that they skipped were not")
 
 
 def test_a_prompt_stands_with_both_answers_and_where_they_part():

@@ -209,9 +209,11 @@ def introduction(run: RunResult) -> str:
     if not run.decoding:
         return "Nothing was decoded with layers skipped, so every speed on this page is a prediction."
     count = sum(len(decoded.policies) for decoded in run.decoding)
-    return (
-        f"{'One policy' if count == 1 else f'{count} policies'} generated text here, and the layers they "
-        "skipped were not executed. All contenders of a text took turns on the same prompts: whole ones, or "
+    said = "One policy generated text here, and the layers that it skipped were not executed. "
+    if count > 1:
+        said = f"{count} policies generated text here, and the layers that they skipped were not executed. "
+    return said + (
+        "All contenders of a text took turns on the same prompts: whole ones, or "
         "starts of documents, that neither fitting nor tuning saw, where there are any. The prediction was "
         "made from the trace and from a hardware profile that was measured before and has timed no policy."
     )
