@@ -135,6 +135,11 @@ def test_rates_without_a_common_divisor_take_no_filter_of_their_size() -> None:
     np.testing.assert_allclose(found[middle], expected[middle], atol=2e-3)
 
 
+def test_a_rate_that_is_taken_for_its_neighbour_adds_no_sample() -> None:
+    second = Sound(np.ones(766_001, np.float32), 766_001)
+    assert len(second.at(16_000)) == 16_000
+
+
 def test_a_damaged_sound_is_read_or_refused(tmp_path: Path) -> None:
     whole, chance = pcm(SIXTEEN * 20, width=2), random.Random(0)
     for _ in range(200):

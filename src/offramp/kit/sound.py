@@ -55,7 +55,8 @@ class Sound:
 
         ratio = Fraction(rate, self.rate).limit_denominator(LARGEST_STEP)
         resampled = resample_poly(self.samples, ratio.numerator, ratio.denominator)
-        return np.asarray(resampled, dtype=np.float32)
+        length = -(-len(self.samples) * rate // self.rate)
+        return np.asarray(resampled[:length], dtype=np.float32)
 
 
 def read_wav(path: Path) -> Sound:
