@@ -178,8 +178,11 @@ def test_what_the_start_took_is_added_where_a_record_says_it(tmp_path: Path) -> 
 
 
 def test_where_a_training_starts_from_is_not_written_to(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="replace the exits that it starts from"):
-        trained(start=tmp_path / "out" / "exits.safetensors", output=tmp_path / "out", overwrite=True)
+    write_heads(fitted(), tmp_path / "heads.safetensors")
+    before = (tmp_path / "heads.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds files that are not a training"):
+        trained(start=tmp_path / "heads.safetensors", output=tmp_path, overwrite=True)
+    assert (tmp_path / "heads.safetensors").read_bytes() == before
 
 
 def test_documents_that_both_saw_count_once() -> None:
