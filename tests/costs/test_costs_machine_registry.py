@@ -181,7 +181,7 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
         find_machine(str(tmp_path / "absent.toml"))
     path = tmp_path / "machine.toml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not UTF-8"):
         find_machine(str(path))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
 from offramp.models.process import quiet_downloads, silence_torchao
 
@@ -37,6 +37,7 @@ def test_only_the_warnings_of_torchaos_import_are_left_out(
 @pytest.mark.parametrize("terminal", [False, True])
 def test_downloads_draw_bars_on_terminals_alone(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    enable_progress_bars()  # whatever ran before in this process
     with quiet_downloads():
         assert are_progress_bars_disabled() is not terminal
     assert not are_progress_bars_disabled()

@@ -374,7 +374,7 @@ def test_a_file_may_leave_defaults_out() -> None:
     ("content", "what"),
     [
         (None, "the policy file cannot be read: No such file"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\xff\xfe\x00", "the policy file is not UTF-8"),
         ("{", "the policy file cannot be read: it is not JSON"),
         ("[]", "it holds a list, not an object"),
         ("{}", "not a policy file"),

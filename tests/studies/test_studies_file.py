@@ -349,7 +349,7 @@ def test_a_file_that_is_no_toml_names_the_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not TOML"):
         read_study(path)
     path.write_bytes(b"\xff")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not UTF-8"):
         read_study(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_study(tmp_path / "GONE.toml")
