@@ -11,12 +11,12 @@ from tracing_models import tiny_llama
 
 from offramp.errors import InputError
 from offramp.training import lens_and_block, loop
-from offramp.training.lens_and_block import FEWEST_TOKENS, ReadingTime
+from offramp.training.lens_and_block import FEWEST_TOKENS, SOLVED_EXIT, SOLVED_LAYER, SUMMED, ReadingTime
 from offramp.training.train import TrainedExits, train_exits
 
 
 def reading(pace: float, *, maps: bool = False, classifiers: bool = False) -> ReadingTime:
-    return ReadingTime(pace, 2, 0.25, maps, classifiers)
+    return ReadingTime(pace, 2, 0.25, (0.3 * pace, 0.0) if maps else None, classifiers)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,22 @@ def test_minutes_that_allow_too_little_text_are_refused_with_how_many_it_takes()
         slow.affordable(60_000, minutes=1.0)
     needed = next(word for word in refused.value.fix.split() if word[0].isdigit())
     assert slow.affordable(60_000, minutes=float(needed)) >= FEWEST_TOKENS
+
+
+def test_solving_maps_is_part_of_the_minutes_however_few_tokens_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_llama()
+    monkeypatch.setattr(lens_and_block, "product_time", lambda size, device: 0.01)
+    exit = model.layers - 2  # one layer between it and L
+    summing, solving = lens_and_block.maps_time(model, [exit])
+    assert summing == pytest.approx(0.01 * SUMMED / model.shape.hidden_size)
+    assert solving == pytest.approx(0.01 * (SOLVED_LAYER + SOLVED_EXIT))
+    solved = ReadingTime(0.001, 2, 0.25, (0.0, 60.0), classifiers=False)
+    assert solved.afterwards(1000) == pytest.approx(61.0)
+    assert solved.affordable(60_000, minutes=3.0) == 14_848  # 30 s of 90 are left, read twice
+    with pytest.raises(InputError, match="2 minutes are too few"):
+        solved.affordable(60_000, minutes=2.0)
 
 
 def trained(folder: Path, **options: Any) -> TrainedExits:

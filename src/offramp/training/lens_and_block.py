@@ -22,14 +22,16 @@ from offramp.defaults import TRAINING_ROWS
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.parts import ExitReading, GatedNetwork, Lens, Weights, stacked
+from offramp.models.devices import float64_device, synchronise
 from offramp.models.model import Model
 from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS, TrainedReading, complete_heads
 from offramp.tracing.fitting.fitting_documents import FittingRows, plan_rows, split_documents, without_text_of
 from offramp.tracing.fitting.fitting_inputs import captured_states
-from offramp.tracing.fitting.maps import AUTO, fitting_memory
+from offramp.tracing.fitting.maps import AUTO, fitting_memory, mapped_layers
 from offramp.tracing.fitting.ridge import ExitSums, lens_sums, solve_lens
 from offramp.tracing.progress import say, token_bar
 from offramp.tracing.rows import slices
+from offramp.tracing.states import PROCESSOR
 from offramp.training.divergence import SHOWN_FLOOR, Evaluator, Read, TrainingHead, frequent_targets
 from offramp.training.folder import STATES
 from offramp.training.job import Job, Prepared
@@ -70,10 +72,13 @@ FEWEST_TOKENS = 8 * TRAINING_ROWS
 """Of which something can be learned."""
 READING_SHARE = 0.5
 """Of the minutes, that reading may take, and what is fitted on what was read; the rest is for steps."""
-MAPS_PACE = 1.3
-"""Of a token for K,V maps, in tokens for states: measured on smollm2, two exits (113 s beside 91 s)."""
+SUMMED, SOLVED_LAYER, SOLVED_EXIT = 1.5, 12.0, 45.0
+"""Of K,V maps, in float64 products of hidden x hidden: sums of hidden tokens and solving, of an exit and a
+deeper layer, and solving of an exit besides. Measured on smollm2 at 1 to 29 exits."""
 READ_OUT, FITTED = 2.0, 0.15
 """At each exit of a token for classifiers: products with the head, and fitting, in tokens for states."""
+
+PILOT_PRODUCTS = 6
 
 EPSILON = 1e-6
 """Under the root of a block's norm."""
@@ -278,13 +283,15 @@ class ReadingTime:
     """That are trained."""
     head_share: float
     """The output head's products over those of all layers."""
-    maps: bool
-    """Whether there are any."""
+    maps: tuple[float, float] | None
+    """Seconds of a token in the sums of all K,V maps, and of solving these; None without any."""
     classifiers: bool
     """Whether there are any."""
 
     @classmethod
-    def of(cls, model: Model, pace: float, exits: int, *, maps: bool, classifiers: bool) -> ReadingTime:
+    def of(
+        cls, model: Model, pace: float, exits: int, *, maps: tuple[float, float] | None, classifiers: bool
+    ) -> ReadingTime:
         """Of a model that reads at a pace."""
         layers = max(1, sum(layer.active_parameters for layer in model.shape.layers))
         return cls(pace, exits, model.shape.head_parameters / layers, maps, classifiers)
@@ -293,7 +300,8 @@ class ReadingTime:
         """Seconds for what goes with the exits of a training that read so many tokens."""
         judged = min(CLASSIFIER_TOKENS, tokens // 4) if self.classifiers else 0
         read_out = 1.0 + self.exits * (READ_OUT * self.head_share + FITTED)
-        return self.pace * (MAPS_PACE * tokens * self.maps + read_out * judged)
+        mapped = 0.0 if self.maps is None else (self.pace + self.maps[0]) * tokens + self.maps[1]
+        return mapped + self.pace * read_out * judged
 
     def all(self, tokens: int) -> float:
         """Seconds with the states themselves."""
@@ -333,6 +341,29 @@ def pace_of(model: Model, contexts: Sequence[Context], layers: Sequence[int]) ->
     for _ in captured_states(model, first, layers):
         pass
     return (time.perf_counter() - started) / max(1, read)
+
+
+def maps_time(model: Model, exits: Sequence[int]) -> tuple[float, float]:
+    """Seconds of a token in the sums of the exits' K,V maps, and of solving them, by this machine's products.
+
+    Solving does not depend on the tokens: at many exits it takes longer than reading them.
+    """
+    hidden = model.shape.hidden_size
+    pairs = sum(map(len, mapped_layers(exits, model.layers).values()))
+    summing = product_time(hidden, float64_device(model.stack.head_device))
+    solving = product_time(hidden, PROCESSOR)
+    return SUMMED * pairs * summing / hidden, (SOLVED_LAYER * pairs + SOLVED_EXIT * len(exits)) * solving
+
+
+def product_time(size: int, device: torch.device) -> float:
+    """Seconds of a float64 product of size x size: the median of a few, the first left out."""
+    matrix, times = torch.ones(size, size, dtype=torch.float64, device=device), []
+    for _ in range(PILOT_PRODUCTS):
+        started = time.perf_counter()
+        matrix @ matrix
+        synchronise(device)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))
 
 
 def prepare_readings(job: Job) -> Prepared:
@@ -421,8 +452,9 @@ def _tokens(job: Job) -> int:
 
 
 def _reading_time(job: Job, pace: float) -> ReadingTime:
-    maps, exits = bool(_mapped(job)), len(job.recipe.at)
-    return ReadingTime.of(job.model, pace, exits, maps=maps, classifiers=job.request.classifiers)
+    mapped = _mapped(job) if job.recipe.minutes is not None else []
+    maps = maps_time(job.model, mapped) if mapped else None
+    return ReadingTime.of(job.model, pace, len(job.recipe.at), maps=maps, classifiers=job.request.classifiers)
 
 
 def _mapped(job: Job) -> list[int]:
