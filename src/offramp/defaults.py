@@ -75,6 +75,9 @@ TIMING_SECONDS = 120.0
 FEWEST_VISITS = 2
 """Made whatever the budget: of two prompts there is an interval, however wide."""
 
+FEWEST_PROMPTS = 6
+"""Prompts that an answer of a timing needs: of fewer, a chance agreement makes the interval narrow."""
+
 HARDWARE_SECONDS = 45.0
 """Of timing a machine's parts on request."""
 

@@ -78,7 +78,7 @@ def test_what_is_shown(measured: tuple[Outcome, Path]) -> None:
         "prune + exits",
         "unresolved: one prompt has no interval",
         "note: prune: decoded plainly by ",
-        "Use plain decoding: nothing is surely faster",
+        "Inconclusive: 1 prompt timed, and advice needs 6. Next: ",
         "written: ",
     ):
         assert part in " ".join(shown.split()), part

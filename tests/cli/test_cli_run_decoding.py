@@ -295,36 +295,36 @@ def test_a_finished_page_stays_until_the_new_one_is_whole(
 
 
 def test_sizes_follow_the_budget() -> None:
-    # 3 + 5 contenders on four prompts; 6 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
-    visits = 4 * 8
+    # 3 + 5 contenders on six prompts; 6 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
+    visits = 6 * 8
     decodings = visits + 6 + 6 + 6
-    # The parts of 3 policies; (3 + 2) x 4 answers are read.
-    after = 0.05 * 3 + 0.06 * (3 * (2.5 + 9) + 2.5 * 20)
+    # The parts of 3 policies; (3 + 2) x 6 answers are read.
+    after = 0.05 * 3 + 0.06 * (3 * (2.5 + 9) + 2.5 * 30)
     assert seconds_after(3, 0.06, 9) == pytest.approx(after)
     tokens = 9 * (visits + 6 + 6) + 6 * SHORT.warm_up_tokens
     timing = 0.05 * decodings + 0.06 * (2.5 * decodings + tokens)
     assert seconds_for(3, 0.06, 9) == pytest.approx(timing + after)
     # A prompt more: 8 decodings of it, and 5 answers to it read.
     more = 8 * (0.05 + 0.06 * (2.5 + 9)) + 0.06 * 2.5 * 5
-    assert seconds_after(3, 0.06, 9, 10) - after == pytest.approx(0.06 * 2.5 * 5 * 6)
+    assert seconds_after(3, 0.06, 9, 10) - after == pytest.approx(0.06 * 2.5 * 5 * 4)
     whole = timing + after
     found = [
-        prompts_within(3, 0.06, 9, whole + extra) for extra in (0.0, 0.99 * more, 1.01 * more, 6.1 * more)
+        prompts_within(3, 0.06, 9, whole + extra) for extra in (0.0, 0.99 * more, 1.01 * more, 4.1 * more)
     ]
-    assert found == [4, 4, 5, 10]
+    assert found == [6, 6, 7, 10]
     # Trials and the pilot are never longer than they need be.
     more = seconds_for(3, 0.06, 25) - seconds_for(3, 0.06, 24)
     assert more == pytest.approx(0.06 * (visits + 3))
     assert new_tokens_for(3, 0.001, 30.0) == MOST_NEW_TOKENS
     assert new_tokens_for(3, 10.0, 30.0) == 0
-    found = new_tokens_for(1, 0.05, 27.0)
+    found = new_tokens_for(1, 0.05, 34.0)
     assert FEWEST_NEW_TOKENS <= found < MOST_NEW_TOKENS
-    assert seconds_for(1, 0.05, found) <= 27.0 < seconds_for(1, 0.05, found + 1)
+    assert seconds_for(1, 0.05, found) <= 34.0 < seconds_for(1, 0.05, found + 1)
 
 
 @pytest.mark.parametrize(
     ("plain", "choices", "new_tokens"),
-    [(0.002, 3, MOST_NEW_TOKENS), (0.05, 1, 12), (0.25, 1, FEWEST_NEW_TOKENS), (3.0, 0, 0)],
+    [(0.002, 3, MOST_NEW_TOKENS), (0.05, 1, 8), (0.25, 1, FEWEST_NEW_TOKENS), (3.0, 0, 0)],
 )
 def test_a_slow_model_leaves_out_what_would_take_too_long(
     plain: float, choices: int, new_tokens: int

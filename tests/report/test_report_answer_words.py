@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
+from offramp.defaults import FEWEST_PROMPTS
 from offramp.policies.cost_breakdown import Gain
 from offramp.report.drawing import figure
 from offramp.report.formats import (
@@ -159,7 +160,7 @@ def test_lines_of_a_template_are_joined():
     assert joined == "<p>one 5\u00a0% of {{ a }} two</p>{% if a %}<i>x</i>{% endif %}{{ a }}{{ a }}"
 
 
-CLUSTERS = (Cluster(0, 0, 0.1, 4),)
+CLUSTERS = tuple(Cluster(0, place, 0.1, 4) for place in range(FEWEST_PROMPTS))
 
 
 def timed(answer: str, low: float | None = 0.99, high: float | None = 1.03, **changes: object) -> Contender:
@@ -173,6 +174,7 @@ def timed(answer: str, low: float | None = 0.99, high: float | None = 1.03, **ch
         (timed("faster"), "faster"),
         (timed("equivalent"), "equivalent within ± 5 %"),
         (timed("unresolved"), "unresolved at ± 3.4 %"),
+        (replace(timed("unresolved"), clusters=CLUSTERS[:2]), "inconclusive: 2 of 6 prompts"),
         (timed("unresolved", None, None), "unresolved: one prompt has no interval"),
         (Contender("plain", "plain", ratio=Estimate(0.9)), "in the pilot only"),
         (timed("defect"), "defect"),

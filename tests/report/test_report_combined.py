@@ -13,6 +13,7 @@ from combine_cases import combined_result, quality
 from offramp.report.combined import (
     advice,
     combined_section,
+    credit_sentences,
     effect_sentences,
     keeps,
     product_plot,
@@ -71,6 +72,14 @@ def test_nothing_pays_is_an_answer() -> None:
     assert said.startswith(
         "Use plain decoding: nothing is surely faster, and the best of it, exits, comes to 1.00 ×"
     )
+
+
+def test_two_prompts_give_no_advice_however_narrow_the_interval() -> None:
+    few = replace(combined_result(MULTIPLIES), prompts=2)
+    assert advice(few).startswith(
+        "Inconclusive: 2 prompts timed, and advice needs 6. Next: give more --seconds"
+    )
+    assert effect_sentences(few) == credit_sentences(few) == []
 
 
 def test_a_defect_or_nothing_timed_gives_no_advice() -> None:

@@ -36,7 +36,7 @@ def clocked(credit: float) -> Decoded:
     speeds = {f"{POLICY} (propagate)": 1.25, SHORT: 1.25 / credit, NEVER: 0.99, STATIC: 0.95}
     found = decoded("prose", POLICY, others=False)
     contenders = [
-        replace(one, clusters=tuple(Cluster(0, place, math.log(speeds[one.name]), 4) for place in range(4)))
+        replace(one, clusters=tuple(Cluster(0, place, math.log(speeds[one.name]), 4) for place in range(6)))
         if one.name in speeds
         else one
         for one in found.bench.contenders

@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
+from offramp.defaults import FEWEST_PROMPTS
+from offramp.report.timing import contender_answer
 from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.study_reading import answer_text
 from offramp.timing.ratios import (
     SAMPLES_NEEDED,
     cluster_of,
@@ -23,7 +26,7 @@ from offramp.timing.ratios import (
     ratio_of,
     ratio_over,
 )
-from offramp.timing.results import Cluster
+from offramp.timing.results import Cluster, Contender
 from offramp.timing.stopping import (
     ALPHA,
     PRECISE,
@@ -101,13 +104,31 @@ def test_a_series_is_the_clusters_of_its_prompts() -> None:
     assert series.over_plain() == series.ratio("plain") == ratio_of(series.clusters("plain"), 0.9)
 
 
+def test_a_chance_agreement_of_fewer_prompts_than_an_answer_needs_is_none() -> None:
+    """Two prompts alike to a thousandth: 4.88 times as fast, by a narrow interval."""
+    few = [Cluster(0, prompt, math.log(4.88) + prompt / 1000, 8) for prompt in range(2)]
+    enough = [Cluster(0, prompt, math.log(4.88) + prompt % 2 / 1000, 8) for prompt in range(FEWEST_PROMPTS)]
+    assert is_settled(ratio_of(few), WORTH)
+    assert answer_of(ratio_of(few), WORTH, few) == "unresolved"
+    assert answer_of(ratio_of(enough), WORTH, enough) == "faster"
+    several = [replace(cluster, process=process) for cluster in few for process in range(4)]
+    assert answer_of(ratio_of(several), WORTH, several) == "unresolved"  # processes are no further prompts
+    series = PairedTimes(["plain"])
+    for cluster in few:
+        series.add("plain", cluster.prompt, [(math.exp(cluster.log_ratio), 1.0)])
+    assert not series.is_over(WORTH)
+    timed = Contender("a", "policy", "unresolved", ratio_of(few), 0.01, tuple(few))
+    said = "inconclusive: 2 of 6 prompts"
+    assert (timed.shortage, contender_answer(timed, WORTH), answer_text(timed, ())) == (said, said, said)
+
+
 def test_nothing_is_over_before_it_is_over_whatever_needs_no_exits() -> None:
     """Twice as fast as plain decoding, and nobody knows whether it is faster than the cut head."""
     series = PairedTimes(["plain"])
-    for prompt, gain in enumerate([0.70, 0.69, 0.71]):
+    for prompt, gain in enumerate([0.70, 0.69, 0.71, 0.70, 0.69, 0.71]):
         series.add("plain", prompt, [(math.exp(gain), 1.0)])
     assert series.is_over(WORTH)
-    for prompt, gain in enumerate([0.5, -0.4, 0.1]):
+    for prompt, gain in enumerate([0.5, -0.4, 0.1, 0.5, -0.4, 0.1]):
         series.add("cut head", prompt, [(math.exp(gain), 1.0)])
     assert not series.is_over(WORTH)
     assert series.over_plain() == series.ratio("plain")

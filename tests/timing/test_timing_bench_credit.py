@@ -12,6 +12,7 @@ import pytest
 from bench_cases import family_model, made_up_result, settled
 from scipy.stats import t as student
 
+from offramp.defaults import FEWEST_PROMPTS
 from offramp.errors import ModelError
 from offramp.scoring.estimate import Estimate
 from offramp.timing import contenders
@@ -31,11 +32,11 @@ from offramp.timing.stopping import TimeLimits
 
 POLICY = "static:exit=3 (propagate)"
 LOGS = {
-    POLICY: [0.24, 0.26, 0.28, 0.22],
-    "never exit": [-0.10, -0.12, -0.08, -0.10],
-    "cut head": [0.10, 0.14, 0.10, 0.14],
-    "lookup": [0.36, -0.24, 0.26, -0.14],
-    "assistant": [0.5, 0.5, 0.5, 0.5],
+    POLICY: [0.24, 0.26, 0.28, 0.22, 0.24, 0.26],
+    "never exit": [-0.10, -0.12, -0.08, -0.10, -0.12, -0.08],
+    "cut head": [0.10, 0.14, 0.10, 0.14, 0.10, 0.14],
+    "lookup": [0.36, -0.24, 0.26, -0.14, 0.31, -0.19],
+    "assistant": [0.5, 0.5, 0.5, 0.5, 0.5, 0.5],
 }
 """Log-ratios over generate(), by prompt."""
 
@@ -170,7 +171,7 @@ def test_of_several_processes_the_plain_decoder_is_the_fastest_of_all() -> None:
 
 # --- on a model
 
-PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12]]
+PROMPTS = [[5 + place, 6, 7, 8] for place in range(FEWEST_PROMPTS)]
 
 
 def test_the_cut_head_takes_turns_and_is_judged_wherever_a_policy_reads_the_list() -> None:
@@ -178,7 +179,7 @@ def test_the_cut_head_takes_turns_and_is_judged_wherever_a_policy_reads_the_list
     setting = settled(family_model("llama"), policy, prompts=PROMPTS, new_tokens=5)
     measured = run(setting, limits=TimeLimits(rounds=1), extent=WITHOUT_PEERS)
     cut = measured.result.contender(str(CUT_HEAD))
-    assert (cut.role, cut.left_out, len(cut.samples)) == ("short list", None, 2)
+    assert (cut.role, cut.left_out, len(cut.samples)) == ("short list", None, len(PROMPTS))
     assert cut.layers_per_token == cut.claimed_layers_per_token == float(setting.model.layers)
     # As if its list had missed a token: then it is no longer the full model's output, and is judged.
     lost = tuple(
@@ -188,7 +189,7 @@ def test_the_cut_head_takes_turns_and_is_judged_wherever_a_policy_reads_the_list
         replace(measured, result=replace(measured.result, contenders=lost)), None, predicted={}
     )
     assert judged.result.contender(cut.name).executed_agreement == Estimate(1.0)
-    assert judged.free_running[cut.name].prompts == 2
+    assert judged.free_running[cut.name].prompts == len(PROMPTS)
     assert judged.result.credit(f"{policy} (propagate)") is not None
 
 
@@ -213,7 +214,12 @@ def test_a_further_contender_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> No
     extent = Extent((*contenders.PLAIN_DECODERS, "twin"))
     result = run(setting, limits=TimeLimits(rounds=1), extent=extent).result
     twin = result.contender("a twin")
-    assert (twin.left_out, len(twin.samples), twin.same_output, twin.without_exits) == (None, 2, 1.0, True)
+    assert (twin.left_out, len(twin.samples), twin.same_output, twin.without_exits) == (
+        None,
+        len(PROMPTS),
+        1.0,
+        True,
+    )
     # One that is searched for takes part where ten short decodings are worth their time.
     (found,) = searched_of(setting, Extent(("late",)), 0.1, 1.0)
     assert isinstance(found, Decoder)

@@ -24,7 +24,7 @@ from offramp.timing.ratios import ratio_of, ratio_over
 from offramp.timing.results import BenchResult, CombineResult
 from offramp.timing.stopping import TimeLimits
 
-PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14], [3, 1, 4, 1, 5]]
+PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14], [3, 1, 4, 1, 5], [2, 7, 1, 8], [6, 2, 8], [1, 6, 1, 8]]
 PRUNED = "prune:drop=2"
 BESIDE = (
     PRUNED,

@@ -86,7 +86,8 @@ class Bench(Leaving, Request):
     rounds: Count | None = None
     """How often each prompt is decoded, at most. By default as long as the seconds last."""
     seconds: NotNegative = TIMING_SECONDS
-    """Stop about then, or as soon as the question is answered."""
+    """Seconds from the loaded model to the answer, kept to within a quarter. What there is no time for is
+    left out; a smallest timing that takes longer is announced. Ends sooner if the question is answered."""
     worth: Margin = WORTH
     """Share of the time whose gain matters; within it contenders are equivalent."""
     processes: Annotated[Count, Le(100), alone] = 1

@@ -57,6 +57,7 @@ from offramp.timing.results import (
     Forecast,
     contenders_json,
 )
+from offramp.timing.stopping import Budget
 from offramp.tracing.progress import progress_bar, stage
 from offramp.workloads.shared_text import read_sketch
 
@@ -91,6 +92,9 @@ def time_and_show(asked: Bench, out: Output) -> None:
 
 def measured_results(model: Model, asked: Bench, out: Output) -> list[BenchResult]:
     """One result per batch size, each shown as soon as it is there."""
+    # All from the loaded model on is in the seconds, of which every batch size has its share.
+    share = asked.seconds / len(asked.batches)
+    budget = Budget(share)
     prompts, seen = prompts_for(model, asked)
     settings = [setting_of(model, asked, prompts, batch) for batch in asked.batches]
     machines = machines_for(asked, settings)
@@ -100,7 +104,8 @@ def measured_results(model: Model, asked: Bench, out: Output) -> list[BenchResul
     ]
     results: list[BenchResult] = []
     for setting, (machine, notes), predicted in zip(settings, machines, predictions, strict=True):
-        result = _measured(asked, setting, machine, predicted)
+        result = _measured(asked, setting, machine, predicted, budget)
+        budget = Budget(share)
         result = replace(result, notes=(*result.notes, *seen, *notes))
         show(out.console, result)
         results.append(result)
@@ -198,20 +203,27 @@ def predictions_of(asked: Bench, setting: Setting, machine: Machine | None) -> M
 
 
 def _measured(
-    asked: Bench, setting: Setting, machine: Machine | None, predicted: Mapping[str, ReplayResult]
+    asked: Bench,
+    setting: Setting,
+    machine: Machine | None,
+    predicted: Mapping[str, ReplayResult],
+    budget: Budget,
 ) -> BenchResult:
     """The timing at one batch size, then the answers judged and the time predicted."""
     beside = read_beside(asked.beside, setting.model.dtype)
     extent = replace(WITHOUT_PEERS if asked.no_peers else Extent(), plain=asked.plain, beside=beside)
+    judging = asked.quality and not asked.timing_only
     with progress_bar(f"timing, batch {len(setting.prompts[0].ids)}") as progress:
         measured = run(
             setting,
-            limits=asked.limits,
+            limits=replace(asked.limits, seconds=budget.seconds),
             extent=extent,
             seed=asked.seed,
             progress=progress,
+            budget=budget,
+            judged=judging,
+            parts_of=0 if machine is None else PARTS_OF,
         )
-    judging = asked.quality and not asked.timing_only
     with stage("judging the answers, and timing the parts of a token"):
         judged = judge_measurement(
             measured,
@@ -432,6 +444,7 @@ def combine_and_show(asked: Bench, out: Output) -> None:
 
 
 def _combined(model: Model, asked: Bench) -> CombineResult:
+    budget = Budget(asked.seconds)
     prompts = prompts_of(
         model,
         asked.text,
@@ -454,4 +467,5 @@ def _combined(model: Model, asked: Bench) -> CombineResult:
             floor=asked.least_agreement,
             seed=asked.seed,
             progress=progress,
+            budget=budget,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from offramp.defaults import FEWEST_PROMPTS
 from offramp.files import write_text_atomically
 from offramp.report.drawing import Key, drawn, legend
 from offramp.report.formats import (
@@ -29,7 +30,7 @@ from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.report.timing import circumstances_text, contender_answer, with_interval
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
-from offramp.timing.results import PLAIN_NAME, Combination, CombineResult, Effect
+from offramp.timing.results import PLAIN_NAME, Combination, CombineResult, Effect, prompts_short
 
 CHANGE = 0.06
 """How far an interval may reach from 1 for a part that changes nothing."""
@@ -50,6 +51,11 @@ def advice(result: CombineResult) -> str:
     """
     if result.defects:
         return f"No advice: this measurement has a defect: {result.defects[0]}."
+    if prompts_short(result.prompts) is not None:
+        return (
+            f"Inconclusive: {counted(result.prompts, 'prompt')} timed, and advice needs {FEWEST_PROMPTS}. "
+            f"Next: give more --seconds, and --prompts {FEWEST_PROMPTS} or more."
+        )
     timed = [
         combination
         for combination in result.combinations
@@ -79,10 +85,10 @@ def advice(result: CombineResult) -> str:
 def effect_sentences(result: CombineResult) -> list[str]:
     """What the interactions say, one sentence for each effect that there is, with its combinations.
 
-    Nothing of a measurement with a defect.
+    Nothing of a measurement with a defect, or of too few prompts for an answer.
     """
     sentences: list[str] = []
-    if result.defects:
+    if result.defects or prompts_short(result.prompts) is not None:
         return sentences
     for effect, words in EFFECTS.items():
         names = [
@@ -96,8 +102,8 @@ def effect_sentences(result: CombineResult) -> list[str]:
 
 
 def credit_sentences(result: CombineResult) -> list[str]:
-    """What exits add, a sentence for each combination with them; nothing of a measurement with a defect."""
-    if result.defects:
+    """What exits add, a sentence for each combination with them; nothing of what gives no advice."""
+    if result.defects or prompts_short(result.prompts) is not None:
         return []
     return [
         f"What exits add in {name}: {timed_text(credit.estimate, decimal)} × the speed of "

@@ -74,6 +74,8 @@ def contender_answer(contender: Contender, worth: float) -> str:
         return contender.answer
     if resolution is None:
         return "unresolved: one prompt has no interval" if contender.clusters else "in the pilot only"
+    if contender.shortage is not None:
+        return contender.shortage
     if resolution >= TOO_WIDE - 1.0:
         return "unresolved: too few prompts"
     return f"unresolved at ± {percent(resolution)}"

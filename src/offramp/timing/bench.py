@@ -42,7 +42,7 @@ from offramp.timing.forecast import adapts, fitted_of, forecast, predict, record
 from offramp.timing.ratios import ONE, cluster_of, over_fastest, ratio_of, ratios_of, seconds_over
 from offramp.timing.results import A_A, PLAIN, BenchResult, Cluster, Contender, FloorCheck, Forecast
 from offramp.timing.session import Progress, Session
-from offramp.timing.stopping import TimeLimits, answer_of, resolution_of
+from offramp.timing.stopping import Budget, TimeLimits, answer_of, resolution_of
 from offramp.tracing.trace import Trace, with_maps
 from offramp.workloads.workload import Workload
 
@@ -83,13 +83,17 @@ def bench(
     prompts: token ids; `batch` of them are decoded side by side, padded on the left. cells: further policies,
     each with its strategy for K and V, timed in the same turns. kv, heads, batching, draft_length, lookup,
     task: as `offramp.generate` takes them.
-    budget_seconds: of all of this; two prompts are always decoded. rounds: how often each prompt is decoded,
-    at most; None for as often as the seconds allow. worth: the gain that matters, as a share. beside:
-    accelerations without exits, each as "int8" or "int8 + prompt_lookup". seed: of the order of turns.
+    budget_seconds: of all of this. Where they are few, contenders are left out and fewer tokens decoded, on
+    no fewer prompts than an answer needs. More than a quarter beyond them is announced on standard error.
+    rounds: how often each prompt is decoded, at most; None for as often as the seconds allow. worth: the gain
+    that matters, as a share. beside: accelerations without exits, each as "int8" or "int8 + prompt_lookup".
+    seed: of the order of turns.
 
     Raises InputError and PolicyError as `settle` does; InputError for what cannot stand beside; ModelError if
     the model cannot decode.
     """
+    limits = TimeLimits(budget_seconds, rounds, worth)
+    budget = Budget(limits.seconds)
     combinations = read_beside(beside, model.dtype)
     fitted = read_heads_source(heads)
     asked = [
@@ -105,9 +109,8 @@ def bench(
         for source, strategy in ((policy, kv), *cells)
     ]
     setting = settle(model, asked, prompts=prompts, batch=batch, task=task)
-    limits = TimeLimits(budget_seconds, rounds, worth)
     extent = replace(Extent() if peers else WITHOUT_PEERS, beside=combinations)
-    return run(setting, limits=limits, extent=extent, seed=seed, progress=progress).result
+    return run(setting, limits=limits, extent=extent, seed=seed, progress=progress, budget=budget).result
 
 
 @checked
@@ -170,16 +173,29 @@ def run(
     extent: Extent,
     seed: Whole = SEED,
     progress: Progress | None = None,
+    budget: Budget | None = None,
+    judged: bool = False,
+    parts_of: int = 0,
 ) -> Measurement:
-    """`bench` for what `settle` gave. Raises InputError for a plain decoder that is not at hand."""
+    """`bench` for what `settle` gave.
+
+    budget: that began when the model was loaded, None for one from now on. judged, parts_of: whether
+    `judge_measurement` comes after it, which is in the budget too, and what it is given.
+
+    Raises InputError for a plain decoder that is not at hand.
+    """
+    budget = budget or Budget(limits.seconds)
     main = setting.main
     further = {
         "policy_fingerprints": {cell.name: sha256_of_text(str(cell.policy)) for cell in setting.cells},
         "heads_fingerprint": None if main.heads is None else main.heads.fingerprint,
     }
     with quiet_transformers():
-        beside = tuple(contenders_beside(setting, extent.beside))  # models are loaded, which is no timing
-        session = Session(setting, extent, limits, seed=seed, progress=progress)
+        beside = tuple(contenders_beside(setting, extent.beside, budget))
+        given = (setting, extent, limits)
+        session = Session(
+            *given, seed=seed, progress=progress, budget=budget, judged=judged, parts_of=parts_of
+        )
         session.run((*candidates_of(setting, extent), *beside))
         fields = session.fields(further)
     fields["contenders"] = (*fields["contenders"], *session.missing)
@@ -191,7 +207,7 @@ def run(
         batching=main.batching,
         **fields,
     )
-    return Measurement(result, setting, session.decoded)
+    return Measurement(result, session.setting, session.decoded)
 
 
 def predict_cells(
@@ -512,7 +528,9 @@ def _answered(contender: Contender, together: BenchResult, plain_speed: float) -
         )
         assert found is not None  # all of them took turns
         ratio = found[1]
-    answer = contender.answer if contender.answer == "defect" else answer_of(ratio, together.worth)
+    answer = contender.answer
+    if answer != "defect":
+        answer = answer_of(ratio, together.worth, contender.clusters)
     return replace(contender, answer=answer, ratio=ratio, resolution=resolution_of(ratio))
 
 

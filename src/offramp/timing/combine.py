@@ -41,7 +41,7 @@ from offramp.timing.accelerations import (
     read_accelerations,
 )
 from offramp.timing.bench import free_running_of, prompts_and_answers, settle
-from offramp.timing.combined_contenders import Chosen, CombinedContender, candidate_of
+from offramp.timing.combined_contenders import Chosen, CombinedContender, candidates_within
 from offramp.timing.contenders import PLAIN_DECODERS, Extent, plain_decoders
 from offramp.timing.decoder import (
     Candidates,
@@ -62,8 +62,8 @@ from offramp.timing.results import (
     Quality,
 )
 from offramp.timing.session import Progress, Session
-from offramp.timing.stopping import TimeLimits
-from offramp.timing.variants import Key, ModelVariant, heads_for, key_of, load_variants
+from offramp.timing.stopping import Budget, TimeLimits
+from offramp.timing.variants import Key, ModelVariant, heads_for, load_variants
 
 WARM_UP_TOKENS = 4
 
@@ -82,6 +82,7 @@ def combine(
     floor: Proportion = MAIN_FLOOR,
     seed: int = SEED,
     progress: Progress | None = None,
+    budget: Budget | None = None,
 ) -> CombineResult:
     """Time a model decoding with each acceleration alone and with every sensible combination of them.
 
@@ -92,12 +93,14 @@ def combine(
     heads: each on the model that it was fitted on.
     All models stay in memory, and all contenders take turns on every prompt. Quality is always held against
     the untransformed full model's own greedy answers. floor: the share of their tokens that must be chosen
-    for a combination to be advised. limits: None for two minutes. plain: the plain decoder that all are held
-    against, None for the fastest of a pilot.
+    for a combination to be advised. limits: None for two minutes; what there is no time for is left out, the
+    largest combinations first. plain: the plain decoder that all are held against, None for the fastest of a
+    pilot. budget: that began when the model was loaded, None for one from now on.
 
     Raises InputError (PolicyError, ModelError among them) for anything that does not fit, before timing.
     """
     limits = limits or TimeLimits()
+    budget = budget or Budget(limits.seconds)
     asked = read_accelerations(accelerations, model.dtype)
     require_base(model)
     require_policy(asked, options, heads)
@@ -105,16 +108,17 @@ def combine(
     options = (options if own is None else replace(options, heads=own)).for_task(workload or None)
     base = settle(model, [options], prompts=prompts, task=workload or None)
     require_exits(asked, base)
-    variants = load_variants(base, combinations_of(asked), heads=heads)
+    variants = load_variants(base, combinations_of(asked), heads=heads, budget=budget)
     # What drafts from the text without exits is timed as transformers does it, too.
     peers = (LOOKUP,) if any(way.text == PROMPT_LOOKUP for way in asked) else ()
     extent = Extent((*PLAIN_DECODERS, *peers), plain, WARM_UP_TOKENS)
     with quiet_transformers():
-        session = Session(base, extent, limits, together=True, seed=seed, progress=progress)
         # Some are decoded shortly to find the best way.
-        candidates = [
-            candidate_of(parts, variants[key_of(parts)]) for parts in combinations_of(asked) if parts
-        ]
+        combinations = [parts for parts in combinations_of(asked) if parts]
+        candidates = candidates_within(base, combinations, variants, budget)
+        session = Session(
+            base, extent, limits, together=True, seed=seed, progress=progress, budget=budget, judged=True
+        )
         session.run(in_order_of_models(base, candidates))
         fields = session.fields(_further(base, variants))
         qualities = qualities_of(session, candidates, seed=seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,10 +43,9 @@ from offramp.timing.decoder import (
     parted,
 )
 from offramp.timing.native_runtime import NativeRuntime
-from offramp.timing.results import (
-    Contender,
-)
-from offramp.timing.variants import Key, ModelVariant, key_of, load_variants
+from offramp.timing.results import NO_TIME, Contender
+from offramp.timing.stopping import Budget
+from offramp.timing.variants import PREPARING_SHARE, Key, ModelVariant, key_of, load_variants
 
 ROLE = "combination"
 
@@ -112,16 +111,34 @@ def candidate_of(parts: Parts, variant: ModelVariant) -> CombinedContender:
     return CombinedContender(parts, setting, decoder, cell)
 
 
-def contenders_beside(setting: Setting, combinations: Sequence[Parts]) -> Candidates:
+def candidates_within(
+    base: Setting, combinations: Sequence[Parts], variants: Mapping[Key, ModelVariant], budget: Budget
+) -> list[CombinedContender]:
+    """Every combination on its model; left out where there was no time to load that, or to try ways on it."""
+    end, found = budget.until(PREPARING_SHARE), list[CombinedContender]()
+    for parts in combinations:
+        variant = variants.get(key_of(parts))
+        if variant is None or (found and budget.spent > end):
+            exits = any(part.text in OF_THE_POLICY for part in parts)
+            missing = left_out(name_of(parts), ROLE, NO_TIME, full_depth=not exits)
+            found.append(CombinedContender(parts, base, missing))
+        else:
+            found.append(candidate_of(parts, variant))
+    return found
+
+
+def contenders_beside(setting: Setting, combinations: Sequence[Parts], budget: Budget) -> Candidates:
     """Combinations without exits as what users would pick instead of the policies of a setting.
+
+    budget: in which their models are loaded, as far as there is time.
 
     Raises ModelError for a transform that does not fit the model.
     """
     own = setting.main.heads
-    variants = load_variants(setting, combinations, heads=() if own is None else (own,))
-    for parts in combinations:
-        found = candidate_of(parts, variants[key_of(parts)]).contender
-        if isinstance(found, Decoder) and transforms_of(parts):
+    variants = load_variants(setting, combinations, heads=() if own is None else (own,), budget=budget)
+    for candidate in candidates_within(setting, combinations, variants, budget):
+        found = candidate.contender
+        if isinstance(found, Decoder) and transforms_of(candidate.parts):
             # Its own model's plain decoder does not take part: what it must give is not known.
             found = replace(found, output_must_match=False)
         yield replace(found, role="peer")

@@ -173,7 +173,7 @@ def credit_of(contenders: Sequence[Contender], plain: str, name: str, floor: flo
         if other.without_exits and other.answer != "defect" and other.keeps(floor)
         if other.clusters or other.name == plain
     ]
-    if not rivals or contender.role == A_A or contender.answer == "defect":
+    if not rivals or contender.role == A_A or contender.answer == "defect" or contender.shortage is not None:
         return None
     found = over_fastest(rivals, ratios_of(contenders, plain, contender), contender.level)
     if found is None:

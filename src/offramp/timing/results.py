@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 
+from offramp.defaults import FEWEST_PROMPTS
 from offramp.kit.numbers import Count, Proportion
 from offramp.kit.sealed_file import SealedFile
 from offramp.policies.cost_breakdown import Gain
@@ -31,6 +32,14 @@ NO_TIME = "there was no time for it beside the policy: give more seconds"
 
 TOO_FEW_PROMPTS = "too few prompts for an interval"
 """Why a figure of a timing has no interval, or one that says nothing."""
+
+
+def prompts_short(prompts: int) -> str | None:
+    """Why times on so many prompts (or batches of them) are no answer, None where they may be one."""
+    if prompts >= FEWEST_PROMPTS:
+        return None
+    return f"inconclusive: {prompts} of {FEWEST_PROMPTS} prompts"
+
 
 PLAIN_NAME = "plain"
 """The name of the combination of nothing."""
@@ -138,6 +147,12 @@ class Contender:
     """Whether it runs every layer for every token, whatever else it saves."""
     level: float = LEVEL
     """Of the ratio's interval: that of the last look, so that it holds however the timing was stopped."""
+
+    @property
+    def shortage(self) -> str | None:
+        """Why its times are no answer, however narrow their interval; None where there are prompts enough."""
+        prompts = len({cluster.prompt for cluster in self.clusters})
+        return prompts_short(prompts) if prompts else None
 
     @property
     def without_exits(self) -> bool:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from offramp.decoding.generation.prompts import PromptBatch
-from offramp.defaults import SEED
+from offramp.decoding.openings import FEWEST_NEW_TOKENS
+from offramp.defaults import FEWEST_PROMPTS, FEWEST_VISITS, SEED
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.models.devices import CPU
 from offramp.policies.prices import sizes_of_heads
@@ -27,14 +28,22 @@ from offramp.timing.decoder import DecodedBatch, Decoder, LayerCount, Setting, l
 from offramp.timing.defects import Difference, MachineLoad, defects_of, describe, judge_a_a, warnings_of
 from offramp.timing.forecast import counted_plain, counted_policy, records_of
 from offramp.timing.ratios import ONE, Pair, cluster_of, ratio_of, seconds_over
-from offramp.timing.results import PLAIN, Contender, Counted
+from offramp.timing.results import NO_TIME, PLAIN, Contender, Counted
 from offramp.timing.stopping import Budget, TimeLimits, answer_of, resolution_of
 from offramp.timing.turns import Turns, Visit, pairs_of, visit
+from offramp.tracing.progress import say
 
+SPARE = 1.25
+"""So many times the seconds given a timing may take; where it takes longer, that is said before it."""
+TRIAL_SHARE = 0.25
+"""Of the seconds that are left when contenders are tried out: who would come later is left out."""
 SEARCH_SHARE = 0.25
 """Of the seconds, that searching the best draft lengths may take."""
 PILOT_FROM = 0.25
 """A pilot that begins when more than this share of the seconds is spent is short."""
+
+LAST_TO_GO = 3
+"""From this place of `spared` on fewer tokens are decoded before one is left out."""
 
 QUESTIONED = ("policy", "combination")
 """Roles of contenders whose speed is asked about."""
@@ -109,28 +118,67 @@ class TriedOut:
     """Rows times layers that hooks saw."""
     peak_memory_bytes: int | None
     """Above what was held before, None if unknown."""
+    seconds: float
+    """From its first token's prompt to the end, with all that is done around it."""
+
+    def seconds_for(self, new_tokens: int) -> float:
+        """About what decoding so many tokens takes."""
+        found = self.decoded
+        timed, made = found.first_seconds + found.seconds, len(found.tokens[0])
+        each = found.seconds / max(1, made - found.first_tokens)
+        around = max(1.0, self.seconds / timed) if timed > 0.0 else 1.0
+        return around * (found.first_seconds + each * max(0, new_tokens - found.first_tokens))
+
+
+def spared(decoder: Decoder) -> int:
+    """Who is left out first where there is no time for all: the lower, the sooner; 0 for who never is.
+
+    First what drafts with exits, then plain decoders beside our loop and `generate()`; then fewer tokens are
+    decoded; then further policies and combinations go, last what needs no exits, since a speed is one over
+    the best of those.
+    """
+    if decoder.required or decoder.name == GENERATE:
+        return 0
+    if decoder.full_depth and decoder.role not in QUESTIONED:
+        return 4
+    return {PLAIN: 2, **dict.fromkeys(QUESTIONED, 3)}.get(decoder.role, 1)
+
+
+def leaving(decoders: Sequence[Decoder]) -> list[Decoder]:
+    """Who may be left out, the first to go first: of several alike the last one, never the first question."""
+    asked = [decoder for decoder in decoders if decoder.role in QUESTIONED][:1]
+    able = [decoder for decoder in reversed(decoders) if spared(decoder) and decoder not in asked]
+    return sorted(able, key=spared)
 
 
 @new_garbage_alone()
 def try_out(
-    decoders: Sequence[Decoder], setting: Setting, *, warm_up_tokens: int
+    decoders: Sequence[Decoder], setting: Setting, *, warm_up_tokens: int, budget: Budget
 ) -> tuple[dict[str, TriedOut], list[Contender]]:
-    """Trials by name, and the contenders that failed in theirs. warm_up_tokens: decoded before.
+    """Trials by name, and the contenders that failed in theirs, or that there was no time for.
+
+    warm_up_tokens: decoded before.
 
     Raises what a required one raises; an error of transformers' as a ModelError.
     """
     trials, failed = {}, []
     tokens, prompts = min(setting.new_tokens, TRIAL_TOKENS), setting.prompts[0]
-    for decoder in decoders:
+    able, end = leaving(decoders), budget.until(TRIAL_SHARE)
+    # Who is left out last is tried first.
+    for decoder in [*(decoder for decoder in decoders if decoder not in able), *reversed(able)]:
+        if decoder in able and budget.spent > end:
+            failed.append(no_time(decoder))
+            continue
         model = (decoder.on or setting).model
         try:
             # What a decoder sets up once (which layers can be cut, say) would be counted as layers of its
             # first tokens.
             decoder.decode(prompts, min(tokens, warm_up_tokens))
             count, peak = LayerCount(model.stack), start_peak(torch.device(prompts.ids.device))
+            began = budget.spent
             with count.attached():
                 decoded = decoder.decode(prompts, tokens)
-            trials[decoder.name] = TriedOut(decoded, count.rows, peak())
+            trials[decoder.name] = TriedOut(decoded, count.rows, peak(), budget.spent - began)
         except FAILURES as error:
             if not decoder.required:
                 failed.append(left_out(decoder.name, decoder.role, why(error), full_depth=decoder.full_depth))
@@ -143,6 +191,11 @@ def try_out(
                     fix="this model cannot be timed; trace and replay it instead",
                 ) from error
     return trials, failed
+
+
+def no_time(decoder: Decoder) -> Contender:
+    """Left out because others took the time."""
+    return left_out(decoder.name, decoder.role, NO_TIME, full_depth=decoder.full_depth)
 
 
 PILOT_TOKENS, PILOT_VISITS = 16, 2
@@ -221,10 +274,12 @@ def _over(visits: Sequence[Visit], above: str, below: str) -> float:
 
 
 class Session:
-    """The contenders of a setting on their way through a measurement, whose seconds count from now on.
+    """The contenders of a setting on their way through a measurement.
 
     decoders: that were tried out, in that order. missing: those that are left out, with their reasons.
-    together: as of `Turns`. spent: seconds, from now to the last block.
+    together: as of `Turns`. budget: that began when the model was loaded, None for one from now on. judged,
+    parts_of: whether answers are judged afterwards, and on how many prompts each policy is decoded once more.
+    spent: seconds, from the budget's begin to the last block.
     """
 
     def __init__(
@@ -236,14 +291,19 @@ class Session:
         together: bool = False,
         seed: int = SEED,
         progress: Progress | None = None,
+        budget: Budget | None = None,
+        judged: bool = False,
+        parts_of: int = 0,
     ) -> None:
         self.setting, self.extent, self.limits, self.seed = setting, extent, limits, seed
         self.decoders: list[Decoder] = []
         self.missing: list[Contender] = []
         self.spent = 0.0
         self._together, self._progress = together, progress
-        self._load, self._budget = MachineLoad(), Budget(limits.seconds)
+        self._load, self._budget = MachineLoad(), budget or Budget(limits.seconds)
+        self._judged, self._parts_of = judged, parts_of
         self._trials: dict[str, TriedOut] = {}
+        self._said: list[str] = []
 
     def run(self, candidates: Iterable[Decoder | Contender]) -> None:
         """Time them. Raises what a required one raises, InputError if the plain decoder that was chosen for
@@ -253,6 +313,7 @@ class Session:
         self._try_out(candidates)
         self._try_out(self._searched())
         self._tell()
+        beyond = self._plan()
         # 2. A first look at the plain decoders says which of them is timed twice.
         plain = [decoder for decoder in self.decoders if decoder.role == PLAIN]
         if self.extent.plain is not None:
@@ -276,12 +337,95 @@ class Session:
             self.limits.rounds,
             self._together,
         )
-        self._turns.take(self._budget, looks=self.limits.looks, seed=self.seed, visited=self._tell)
+        self._turns.take(
+            self._budget,
+            looks=self.limits.looks,
+            seed=self.seed,
+            visited=self._tell,
+            afterwards=self._afterwards,
+            fewest=self._fewest,
+            beyond=beyond,
+        )
         self.spent = self._budget.spent
+
+    @property
+    def _fewest(self) -> int:
+        """Visits that an answer needs, as far as there are prompts; of no seconds at all the least."""
+        some = min(FEWEST_PROMPTS, len(self.setting.prompts)) if self._budget.seconds else 0
+        return max(FEWEST_VISITS, some)
+
+    def _plan(self) -> float:
+        """Leave out whom there is no time for, and say so where even the least takes too long.
+
+        All that is to come is priced by the trials. Returns the seconds that the least may take beyond those
+        given.
+        """
+        seconds, asked = self._budget.seconds, self.setting.new_tokens
+        if not seconds:
+            return 0.0
+        for decoder in [*leaving(self.decoders), None]:
+            if decoder is None or spared(decoder) >= LAST_TO_GO:
+                self._shorten()
+            if decoder is None or self._budget.has(self._needed()):
+                break
+            self.decoders.remove(decoder)
+            self.missing.append(no_time(decoder))
+        made, least = self.setting.new_tokens, self._budget.spent + self._needed()
+        if made < asked:
+            self._said.append(f"{made} new tokens instead of {asked}, for which there was no time")
+        if least <= SPARE * seconds:
+            return (SPARE - 1.0) * seconds
+        self._said.append(
+            f"the smallest timing takes about {least:.0f} s, not the {seconds:g} s given: "
+            f"{len(self.decoders)} contenders decode {made} tokens after each of {self._fewest} prompts"
+        )
+        say(self._said[-1])
+        return math.inf
+
+    def _shorten(self) -> None:
+        """Decode as many tokens as there is time for, by halves, and no fewer than FEWEST_NEW_TOKENS."""
+        while (made := self.setting.new_tokens) > FEWEST_NEW_TOKENS and not self._budget.has(self._needed()):
+            fewer = max(FEWEST_NEW_TOKENS, made // 2)
+            cells = tuple(replace(cell, new_tokens=fewer) for cell in self.setting.cells)
+            self.setting = replace(self.setting, cells=cells)
+
+    def _needed(self) -> float:
+        """Seconds of the pilot, of the fewest visits, and of what comes after them."""
+        plain = [decoder for decoder in self.decoders if decoder.role == PLAIN]
+        tokens, there = self.setting.new_tokens, len(self.setting.prompts)
+        visits = min(self._fewest, (self.limits.rounds or FEWEST_VISITS) * there)
+        piloted = sum(self._seconds_for(one, min(tokens, PILOT_TOKENS)) for one in plain)
+        in_turns = [one for one in self.decoders if one.role != PLAIN or one.start is not None]
+        again = max(self._seconds_for(one, tokens) for one in plain)
+        visit = again + sum(self._seconds_for(one, tokens) for one in in_turns)
+        return PILOT_VISITS * piloted + visits * visit + self._afterwards(min(visits, there))
+
+    def _seconds_for(self, decoder: Decoder, new_tokens: int) -> float:
+        """Of decoding one of the prompts, by its trial."""
+        return self._trials[decoder.name].seconds_for(new_tokens)
+
+    def _afterwards(self, prompts: int) -> float:
+        """Seconds of judging so many prompts' answers, and of the parts of policies.
+
+        An answer is read by the full model like a prompt that is longer by it, once by itself and once beside
+        the full model's own. What a combination with exits chooses is decoded again.
+        """
+        tokens, batch = self.setting.new_tokens, self.setting.prompts[0]
+        read = self._trials[ONE_CALL].decoded.first_seconds * (1.0 + tokens / batch.ids.shape[1])
+        found = 0.0
+        for decoder in self.decoders:
+            if self._judged and decoder.role in QUESTIONED:
+                again = decoder.role != "policy" and not decoder.full_depth
+                found += prompts * (2.0 * read + again * self._seconds_for(decoder, tokens))
+            if decoder.role == "policy":
+                found += min(self._parts_of, prompts) * self._seconds_for(decoder, tokens)
+        return found
 
     def _try_out(self, candidates: Iterable[Decoder | Contender]) -> None:
         decoders, missing = parted(candidates)
-        trials, failed = try_out(decoders, self.setting, warm_up_tokens=self.extent.warm_up_tokens)
+        trials, failed = try_out(
+            decoders, self.setting, warm_up_tokens=self.extent.warm_up_tokens, budget=self._budget
+        )
         self._trials |= trials
         self.missing += [*missing, *failed]
         self.decoders += [decoder for decoder in decoders if decoder.name in trials]
@@ -291,7 +435,7 @@ class Session:
         tried = [trial.decoded for trial in self._trials.values()]
         took = [decoded.first_seconds + decoded.seconds for decoded in tried]
         seconds = self._budget.seconds
-        most = math.inf if seconds is None else SEARCH_SHARE * seconds
+        most = math.inf if seconds is None else min(SEARCH_SHARE * seconds, seconds - self._budget.spent)
         return searched_of(self.setting, self.extent, sum(took) / len(took), most)
 
     def _tell(self) -> None:
@@ -342,7 +486,7 @@ class Session:
             "stopped": turns.stopped,
             "seconds_spent": self.spent,
             "circumstances": circumstances,
-            "notes": (*pilot.notes, *said, *warnings_of(circumstances)),
+            "notes": (*self._said, *pilot.notes, *said, *warnings_of(circumstances)),
         }
 
     def _in_turns(self, decoder: Decoder) -> Figures:
@@ -360,7 +504,7 @@ class Session:
         )
         contender = replace(
             contender,
-            answer="defect" if defects else answer_of(ratio, turns.worth),
+            answer="defect" if defects else answer_of(ratio, turns.worth, series.clusters(over)),
             ratio=ratio,
             resolution=resolution_of(ratio),
             level=series.level,

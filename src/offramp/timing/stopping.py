@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from offramp.defaults import TIMING_SECONDS, WORTH
+from offramp.defaults import FEWEST_PROMPTS, TIMING_SECONDS, WORTH
 from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import Count, NotNegative
 from offramp.kit.rules import Beside, Margin
@@ -28,15 +28,18 @@ LOOK_AT, LOOK_SPENDS = (0.35, 0.65), (0.1, 0.2)
 """Shares of the budget at which is looked, and what each look may spend of ALPHA; the last has the rest."""
 
 
-def answer_of(ratio: Estimate[float], worth: float) -> Answer:
+def answer_of(ratio: Estimate[float], worth: float, clusters: Sequence[Cluster] = ()) -> Answer:
     """What a ratio of seconds (the other's over its own) says at its interval's level.
+
+    clusters: what it comes of, by prompt; of fewer than FEWEST_PROMPTS it says nothing.
 
     "equivalent" if the interval lies within a factor of 1 + worth either way: two one-sided tests (Schuirmann
     1987, J. Pharmacokinet. Biopharm. 15, 657), each at half of what the interval leaves out, so that answer
     and interval never contradict each other. Then "faster" or "slower" if it leaves out 1, else "unresolved".
     """
     low, high = ratio.low, ratio.high
-    if low is None or high is None:
+    prompts = len({cluster.prompt for cluster in clusters}) if clusters else FEWEST_PROMPTS
+    if low is None or high is None or prompts < FEWEST_PROMPTS:
         return "unresolved"
     if low > 1.0 / (1.0 + worth) and high < 1.0 + worth:
         return "equivalent"
@@ -112,7 +115,8 @@ class TimeLimits:
             "limit the seconds, or the rounds",
         ),
     ] = TIMING_SECONDS
-    """Of all of it, trials included, None for no limit; two visits are always made."""
+    """Of all of it, from the loaded model to the answer. None for no limit, 0 for the least that can be
+    timed: two visits."""
     rounds: Count | None = None
     """How often each batch of prompts is decoded, at most, None for no limit."""
     worth: Margin = WORTH
@@ -146,6 +150,12 @@ class Budget:
     def has(self, seconds: float) -> bool:
         """Whether so many more seconds are left."""
         return self.seconds is None or self.spent + seconds <= self.seconds
+
+    def until(self, share: float) -> float:
+        """Seconds spent when so much of what is left now is used up; infinite without a limit."""
+        if not self.seconds:
+            return math.inf
+        return self.spent + share * max(0.0, self.seconds - self.spent)
 
 
 class PairedTimes:
@@ -183,8 +193,11 @@ class PairedTimes:
     def is_over(self, worth: float) -> bool:
         """Whether nothing more need be timed.
 
-        Its speed over plain decoding, and over whatever needs no early exit, are settled, or precise.
+        Its speed over plain decoding, and over whatever needs no early exit, are settled, or precise, on as
+        many prompts as an answer needs.
         """
+        if any(len(pairs_of) < FEWEST_PROMPTS for pairs_of in self._pairs.values()):
+            return False
         ratios = self.over_plain(), self._over(list(self._pairs))
         return all(ratio is not None and (is_settled(ratio, worth) or is_precise(ratio)) for ratio in ratios)
 

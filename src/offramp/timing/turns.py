@@ -133,10 +133,15 @@ class Turns:
         looks: bool = True,
         seed: int = SEED,
         visited: Callable[[], None] = lambda: None,
+        afterwards: Callable[[int], float] = lambda prompts: 0.0,
+        fewest: int = FEWEST_VISITS,
+        beyond: float = 0.0,
     ) -> None:
         """Visit the prompts in turn until every question is answered, or the rounds or the budget are over.
 
-        looks: whether it may end sooner. seed: of the order in which contenders take blocks.
+        looks: whether it may end sooner. seed: of the order in which contenders take blocks. afterwards:
+        seconds of the budget that are needed once so many prompts are decoded. fewest: visits that may take
+        so many seconds `beyond` the budget.
 
         Raises what a decoder raises.
         """
@@ -151,7 +156,11 @@ class Turns:
                 self._look(level)
             # 3. It ends where everything is answered, or where the next visit would end too late.
             if self.stopped is None:
-                self._end_if_due(budget, schedule.last())
+                count = len(self.visits)
+                needed = self.seconds / count + afterwards(min(count + 1, len(self.prompts)))
+                if count < fewest:
+                    needed -= beyond
+                self._end_if_due(budget, schedule.last(), needed)
 
     def _visit_next(self, order: random.Random, budget: Budget) -> None:
         """Decode the next batch of prompts, in their order, around and around."""
@@ -197,12 +206,12 @@ class Turns:
         if self.answered.issuperset(self.questions):
             self._end("answered", level)
 
-    def _end_if_due(self, budget: Budget, last: float) -> None:
-        """End where the rounds are over, or the next visit would probably last too long. last: the level."""
+    def _end_if_due(self, budget: Budget, last: float, needed: float) -> None:
+        """End where the rounds are over, or what is needed yet lasts too long. last: the level."""
         count = len(self.visits)
         if self.rounds is not None and count >= self.rounds * len(self.prompts):
             self._end("rounds", last)
-        elif count >= FEWEST_VISITS and not budget.has(self.seconds / count):
+        elif count >= FEWEST_VISITS and not budget.has(needed):
             self._end("seconds", last)
 
     def _end(self, why: Stopped, level: float) -> None:

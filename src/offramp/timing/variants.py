@@ -22,7 +22,11 @@ from offramp.timing.accelerations import (
 from offramp.timing.decoder import (
     Setting,
 )
+from offramp.timing.stopping import Budget
 from offramp.tracing.loading import load_transformed
+
+PREPARING_SHARE = 0.5
+"""Of the seconds, that loading models and looking for the best way to decode may take."""
 
 Key = tuple[str, ...]
 """Names of the transforms of a variant, in the order in which they are applied; empty for the base."""
@@ -60,21 +64,29 @@ def load_variants(
     combinations: Sequence[Parts],
     *,
     heads: Sequence[ExitHeads] = (),
+    budget: Budget | None = None,
 ) -> dict[Key, ModelVariant]:
     """Every model that the combinations need, by the names of its transforms; all stay in memory.
 
     base: of the untransformed model, with the policy as its cell. heads: each file is used on the model that
-    it was fitted on.
+    it was fitted on. budget: a model is left out where the longest of those before would, once more, take it
+    beyond PREPARING_SHARE; None for no limit.
 
     Raises ModelError for a transform that does not fit the model, InputError for heads of no model here.
     """
     source = base.model.source
     found: dict[Key, ModelVariant] = {(): ModelVariant(base)}
     resolved: dict[str, Transform] = {}
+    budget = budget or Budget()
+    end, longest, complete = budget.until(PREPARING_SHARE), 0.0, True
     for parts in map(transforms_of, combinations):
         key = key_of(parts)
         if key in found:
             continue
+        if longest and budget.spent + longest > end:
+            complete = False
+            continue
+        began = budget.spent
         if source is None:
             raise ModelError(
                 "a model that was built in memory cannot be loaded again, transformed",
@@ -95,7 +107,9 @@ def load_variants(
             # What was measured for it (which layers matter least) is not measured again.
             resolved[key[0]] = parse_transform(model.transforms[0])
         found[key] = _variant(base, model, heads)
-    _require_all_used(found, heads)
+        longest = max(longest, budget.spent - began)
+    if complete:
+        _require_all_used(found, heads)
     return found
 
 

@@ -216,8 +216,8 @@ def test_what_was_timed_beside_all_that_needs_no_exits_has_its_credit() -> None:
         return replace(contender, clusters=clusters, **changes)
 
     bench = bench_result()
-    fast = timed(bench.contender("fast"), (0.20, 0.22, 0.24))
-    cut = timed(fast, (0.10, 0.12, 0.14), name="cut", role="short list", full_depth=True)
+    fast = timed(bench.contender("fast"), (0.20, 0.22, 0.24) * 2)
+    cut = timed(fast, (0.10, 0.12, 0.14) * 2, name="cut", role="short list", full_depth=True)
     lookup = Contender(LOOKUP, "peer", left_out="it cannot", full_depth=True)
     whole = replace(bench, contenders=(bench.contenders[0], fast, cut, lookup))
     credit, over = credit_of(whole, "fast", 0.9)

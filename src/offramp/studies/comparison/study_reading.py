@@ -247,6 +247,8 @@ def answer_text(contender: Contender, defects: Sequence[str]) -> str:
         return f"left out: {contender.left_out}"
     if contender.answer == "defect":
         return f"defect: {'; '.join(defects)}" if defects else "defect"
+    if contender.answer == "unresolved" and contender.shortage is not None:
+        return contender.shortage
     if contender.answer == "unresolved" and contender.resolution is not None:
         return f"unresolved at ± {100 * contender.resolution:.1f} %"
     return contender.answer

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.defaults import LOCAL
+from offramp.defaults import FEWEST_PROMPTS, LOCAL
 from offramp.errors import OfframpError
 from offramp.kit.given import given_of
 from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
@@ -38,8 +38,6 @@ CHARGED_KV = "propagate"
 MOST_NEW_TOKENS = 12
 PLAIN_TRIED = 3
 """Never exit and `generate()`, in steps and in one call: tried first, and in the pilot."""
-FEWEST_PROMPTS = 4
-"""That there should be time for: with fewer, intervals are wide."""
 PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
 """A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take
 on average about as long as plain ones."""
