@@ -352,6 +352,9 @@ MISFITS: list[tuple[ExitHeads, str]] = [
     (with_mlp(down=np.full((2, HIDDEN, 3), np.nan, np.float32)), "mlp.down holds a number"),
     (with_mlp(epsilon=0.0), "epsilon is 0.0"),
     (example(exits=(2, 4)), "not ascending"),
+    (example(shortlist=np.zeros(0, np.int32)), "the shortlist is not of token ids"),
+    (example(shortlist=np.array([[1, 2]], np.int32)), "the shortlist is not of token ids"),
+    (example(shortlist=np.array([1, 1], np.int32)), "the shortlist is not of token ids"),
     (with_maps(bias=np.zeros((3, HIDDEN), np.float32)), "kv_maps.1.bias is float32"),
     (with_maps(centre=np.zeros(HIDDEN)), "kv_maps.1.centre is float64"),
     (with_maps(inward=np.zeros((0, HIDDEN), np.float32)), "rank 0"),
@@ -404,6 +407,22 @@ def test_a_sealed_header_without_a_part_is_refused(path: Path, part: str) -> Non
 
     rewrite(path, without)
     with pytest.raises(DamagedFileError, match=part):
+        read_heads(path)
+
+
+@pytest.mark.parametrize("layers", [0, -1])
+def test_a_classifier_without_layers_is_refused(path: Path, layers: int) -> None:
+    from offramp.files import SEAL
+    from offramp.kit.sealed_file import VERSION
+    from offramp.kit.sealed_tensors import seal_of
+
+    def emptied(header: dict[str, Any], description: dict[str, Any]) -> None:
+        header["classifiers"]["correctness"] = layers
+        content = {key: value for key, value in header.items() if key not in (VERSION, SEAL)}
+        header[SEAL] = seal_of(content, example().arrays())
+
+    rewrite(path, emptied)
+    with pytest.raises(DamagedFileError, match="classifiers"):
         read_heads(path)
 
 

@@ -22,6 +22,7 @@ from offramp.heads.parts import (
     OwnHead,
     Weights,
 )
+from offramp.kit.numbers import Count
 from offramp.kit.sealed_tensors import Arrays, seal_of
 from offramp.kit.typed import from_json
 from offramp.workloads.shared_text import WHOLE, Sketch
@@ -332,7 +333,7 @@ class _HeadsHeader(HeadsEntries):
     readers."""
 
     model: _BaseEntry
-    classifiers: Mapping[str, int]
+    classifiers: Mapping[str, Count]
     provenance: Mapping[str, Any]
 
 
@@ -349,7 +350,7 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
         exits=said.exits,
         lens=_lens(reader, header),
         classifiers={fact: _classifier(reader, fact, layers) for fact, layers in said.classifiers.items()},
-        shortlist=reader.arrays.get("shortlist"),
+        shortlist=_shortlist(reader),
         candidate_exit=said.candidate_exit,
         documents=said.documents,
         provenance=said.provenance,
@@ -362,6 +363,16 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
     if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
         raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
     return heads
+
+
+def _shortlist(reader: ArrayReader) -> NDArray[np.int32] | None:
+    """Token ids, each once, if there are any; who uses them holds them against the model's vocabulary."""
+    ids = reader.arrays.get("shortlist")
+    if ids is None:
+        return None
+    if ids.dtype != np.int32 or ids.ndim != 1 or not len(ids) or len(np.unique(ids)) < len(ids):
+        raise reader.refused("the shortlist is not of token ids, each once")
+    return ids
 
 
 def _lens(reader: ArrayReader, header: Mapping[str, Any]) -> Lens[Weights] | None:

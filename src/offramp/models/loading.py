@@ -13,6 +13,7 @@ from torch import nn
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.files import json_object_in
 from offramp.models.checkpoint import (
+    AGAIN,
     CONTEXT_KEYS,
     check_vocabulary,
     find_strangers,
@@ -42,6 +43,8 @@ LOADING_ERRORS = (
     *(AssertionError, ArithmeticError, IndexError),
 )
 LONGEST_REASON = 300
+WHOLE_KINDS = ("I", "U")
+"""How the types of whole numbers begin in a safetensors header."""
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -381,7 +384,25 @@ def _load_weights(
             where=str(source.folder),
             fix="use a complete checkpoint of a causal language model (with its output head)",
         )
+    _check_kinds(hf, source)
     return hf, set(report["unexpected_keys"])
+
+
+def _check_kinds(hf: Any, source: ModelFiles) -> None:
+    """Refuse whole numbers in the place of weights, which transformers would convert without a word.
+
+    Raises ModelError.
+    """
+    made = hf.state_dict(keep_vars=True)
+    for stored in read_headers(source.folder).values():
+        names = (stored.name, f"{hf.base_model_prefix}.{stored.name}")
+        weight = next((made[name] for name in names if name in made), None)
+        if weight is not None and weight.is_floating_point() and stored.dtype[:1] in WHOLE_KINDS:
+            raise ModelError(
+                f"{stored.name} is {stored.dtype}, whole numbers, and the model's is {weight.dtype}",
+                where=str(stored.file),
+                fix=AGAIN,
+            )
 
 
 def auto_class_of(source: ModelFiles) -> Any:
