@@ -288,8 +288,6 @@ OPENERS = {
     "studies/journal.py: os.open": OWN,
     "studies/locks.py: SYSTEM_LOCKS.read_text": SYSTEM,
     "studies/locks.py: path.open": OWN,
-    "studies/locks.py: path.read_bytes": OWN,
-    "studies/locks.py: path.read_text": OWN,
     "studies/runner.py: os.fdopen": OWN,
     "studies/task.py: path.open": OWN,
     "testing/contracts.py: path.read_bytes": OWN,

@@ -29,11 +29,12 @@ TEMPORARY_PREFIX = ".writing-"
 _TEMPORARY = re.compile(r"\.writing-\d+-.+", re.DOTALL)
 NO_FILE = "it is a folder, a device or a pipe, not a file"
 NO_PATH = "a path cannot hold the character NUL"
+LINKED = "it is a link, or has a second name: what is written to it would be written elsewhere"
 
 LARGEST_GIVEN = 64_000_000
 """Bytes of a file that people name, read whole: a policy, a profile, a study, a picture or a sound."""
 
-LARGEST_JSON = 1_000_000_000
+LARGEST_JSON = 250_000_000
 """Bytes of a JSON text that is read at all."""
 DEEPEST_JSON = 64
 """Objects and lists within each other that a JSON text may have; what is written here has a dozen."""
@@ -93,6 +94,14 @@ def require_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, NO_PATH, str(path))
     if is_irregular(path):
         raise OSError(errno.EINVAL, NO_FILE, str(path))
+
+
+def require_alone(path: Path) -> None:
+    """Raise OSError for what must not be written in place: no regular file, a link, or a file of two names
+    (hard links), one of which may lie elsewhere. What is not there may be made."""
+    require_regular(path)
+    if path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):
+        raise OSError(errno.EMLINK, LINKED, str(path))
 
 
 def is_irregular(path: Path) -> bool:
@@ -170,7 +179,7 @@ def parse_json(text: str | bytes, kind: type = dict, *, lenient: bool = False) -
     an object has twice, half a character (a lone surrogate), and a nesting beyond DEEPEST_JSON.
     """
     if len(text) > LARGEST_JSON:
-        raise JsonError(f"it is larger than {LARGEST_JSON / 1e9:g} GB")
+        raise JsonError(f"it is larger than {LARGEST_JSON // 10**6} MB")
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
         value = (_ANY_JSON if lenient else _STRICT_JSON).decode(decoded)
@@ -398,7 +407,7 @@ def read_sealed_json(
         raise damaged(path, NO_FILE)
     try:
         with open_regular(path) as file:
-            text = file.read().decode("utf-8")
+            text = file.read(LARGEST_JSON + 1).decode("utf-8")
         value = parse_json(text)
         seal = value.pop(SEAL)
         whole = seal == seal_of(value, apart=apart) and text == pretty_json({**value, SEAL: seal})
@@ -454,7 +463,7 @@ def locked_folder(folder: Path, another: str = ", or choose another folder with 
     _require_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        require_regular(folder / ".lock")
+        require_alone(folder / ".lock")
         lock = (folder / ".lock").open("a")
     except OSError as error:
         raise InputError(

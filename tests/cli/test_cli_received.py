@@ -147,6 +147,29 @@ def test_a_run_that_holds_a_link(
         assert "the folder holds a link, which may lead out of it" in said, command
 
 
+@pytest.mark.parametrize("spoil", ["hard link", "the user's text"])
+def test_what_is_written_in_place_is_written_into_no_file_of_the_users(
+    run: Path, outside: Path, tiny_model: Path, documents: Path, spoil: str
+) -> None:
+    """Locks, the journal and logs are, as nothing else is: a second name of theirs may lie elsewhere."""
+    inside = [run / ".lock", run / "journal.jsonl", *(run / "locks").iterdir()]
+    assert len(inside) > 5
+    for path in inside:
+        path.unlink()
+        if spoil == "hard link":
+            path.hardlink_to(outside / "notes.txt")
+        elif path.name != ".lock":  # to which nothing is written
+            path.write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in inside if path.exists()}
+    for command in (
+        [*run_arguments(tiny_model, documents), "-o", run],
+        [*another_run(tiny_model, documents), "-o", run],
+        ["report", run],
+    ):
+        run_offramp(*command).require(2)
+        assert {path: path.read_bytes() for path in before} == before, command
+
+
 def test_links_at_every_place_of_a_received_folder_are_found(run: Path, outside: Path) -> None:
     from offramp.errors import InputError
     from offramp.runs.folder import RUN_FOLDER

@@ -205,6 +205,11 @@ OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
         (config(hidden_size=10**12), "states hidden_size = 1,000,000,000,000, but"),
         (config(vocab_size=10**12), "states vocab_size = 1,000,000,000,000, but"),
         (config(text_config={"num_hidden_layers": 10**9}), "states num_hidden_layers"),
+        (config(max_position_embeddings=0), "states max_position_embeddings = 0, which is not 1 to"),
+        (config(max_position_embeddings=-4), "states max_position_embeddings = -4"),
+        (config(rope_theta=0.0), "states rope_theta = 0, by which no position can be turned"),
+        (config(rope_parameters={"rope_type": "default", "rope_theta": float("nan")}), "rope_theta = nan"),
+        (config(rope_parameters={"full_attention": {"rope_theta": -1e4}}), "states rope_theta = -10000"),
         (
             config(intermediate_size=10**12),
             "mlp.down_proj.weight is [32, 48] in the weight files, and [32, 1000000000000] by config.json",

@@ -183,6 +183,14 @@ def test_what_stands_in_its_place_is_refused_and_never_waited_for(
             attempt()
 
 
+def test_a_journal_that_nobody_could_have_written_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b"{")
+    os.truncate(path, 3_000_000_000)  # a sparse file takes no room
+    with pytest.raises(InputError, match="larger than 250 MB"):
+        Journal(path).read()
+
+
 @pytest.mark.parametrize(
     "line",
     ['{"a":' * 100_000, '{"check": NaN}', '{"check": "\\ud800"}', "[]", '{"check": ' + "9" * 5000 + "}"],

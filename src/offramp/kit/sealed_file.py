@@ -9,6 +9,7 @@ from typing import Any, Generic
 
 from offramp.errors import DamagedFileError, ForeignFileError, shortened
 from offramp.files import (
+    LARGEST_JSON,
     SEAL,
     JsonError,
     json_object_in,
@@ -125,7 +126,7 @@ def is_laid_out(path: Path, names: Collection[str]) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     with open_regular(path) as file:
-        content = file.read()
+        content = file.read(LARGEST_JSON + 1)
     try:
         top: Collection[str] = parse_json(content)
     except JsonError:  # damaged: its lines still say

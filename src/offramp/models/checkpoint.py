@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -186,6 +186,9 @@ CONTEXT_KEYS = (
     "context_length",
     "n_ctx",
 )
+LONGEST_CONTEXT = 10**9
+TURNS = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "factor")
+"""Numbers by which positions are turned: with 0, NaN or less logits stay finite, and are another model's."""
 # Of the two sides of an encoder-decoder, where they are stated apart.
 TARGET_WINDOW_KEYS = ("max_target_positions", "max_decoder_position_embeddings")
 SOURCE_WINDOW_KEYS = ("max_source_positions", "max_encoder_position_embeddings", "max_position_embeddings")
@@ -269,13 +272,17 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> dict[s
 def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], path: Path) -> None:
     """Hold the sizes that a config.json states against the stored tensors, before anything is built of them.
 
-    Raises ModelError for many times more layers than are stored, a size that is longer than any axis, or a
-    list that is longer than LONGEST_LIST.
+    Raises ModelError for many times more layers than are stored, a size that is longer than any axis, a list
+    that is longer than LONGEST_LIST, a context without positions, and positions that nothing turns.
     """
     parts = [part for name in stored for part in name.split(".")]
     last = max((int(part) for part in parts if part.isdecimal() and len(part) < 10), default=0)
     longest = max((axis for tensor in stored.values() for axis in tensor.shape), default=0)
     for part in (config, config.get("text_config") or {}):
+        for key, value in _turns(part):
+            if not (math.isfinite(value) and value > 0):
+                said = f"config.json states {key} = {value:g}, by which no position can be turned"
+                raise ModelError(said, where=str(path), fix=AGAIN)
         for key, value in part.items():
             if isinstance(value, list) and len(value) > LONGEST_LIST:
                 raise ModelError(
@@ -286,6 +293,9 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
             stated = f"{key} = {value:,}"
+            if key in CONTEXT_KEYS and not 1 <= value <= LONGEST_CONTEXT:
+                said = f"config.json states {stated}, which is not 1 to {LONGEST_CONTEXT:,} positions"
+                raise ModelError(said, where=str(path), fix=AGAIN)
             if key in (*LAYER_COUNT_KEYS, *AXIS_KEYS) and value < 1:
                 raise _other_size(stated, f"{len(stored):,} tensors", path)
             if re.search(r"layers?$", key) and value > LAYERS_PER_STORED * (1 + last):
@@ -294,6 +304,18 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
                 raise _other_size(stated, "nothing of that number", path)
             if key in AXIS_KEYS and value > longest:
                 raise _other_size(stated, f"no tensor with an axis longer than {longest:,}", path)
+
+
+def _turns(part: Mapping[str, Any], *, inside: bool = False) -> Iterator[tuple[str, float]]:
+    """The numbers by which a config turns positions: at its top, or in parts for all layers or by their kinds.
+
+    inside: whether it is such a part.
+    """
+    for key, value in part.items():
+        if isinstance(value, dict) and (inside or key.startswith("rope_")):
+            yield from _turns(value, inside=True)
+        elif key in TURNS and isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value
 
 
 def _other_size(stated: str, held: str, path: Path) -> ModelError:

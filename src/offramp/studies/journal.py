@@ -17,13 +17,13 @@ from typing import Any
 from offramp.commands import RunCall
 from offramp.errors import InputError
 from offramp.files import (
-    NO_FILE,
+    LARGEST_JSON,
     canonical_json,
     disk_full,
     is_disk_full,
-    is_irregular,
     open_regular,
     parse_json,
+    require_alone,
     sha256_of_text,
 )
 from offramp.kit.typed import InvalidRecordError, from_json
@@ -122,16 +122,34 @@ class Journal:
             except FileNotFoundError:
                 return JournalReading((), ())
             _lock(file.fileno(), fcntl.LOCK_SH)
-            content = file.read()
+            content = file.read(LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise InputError(
+                f"the journal is larger than {LARGEST_JSON // 10**6} MB, as none is",
+                where=str(self.path),
+                fix="move it away: results do not depend on it",
+            )
         return read_lines(content)
 
     def _require_place(self) -> None:
-        if is_irregular(self.path):
+        """Refuse what is no journal, or has a second name elsewhere."""
+        try:
+            require_alone(self.path)
+            first = b"{" if not self.path.exists() else _first_byte(self.path)
+            why = None if first in (b"", b"{", b"\n") else "it is a file of something else"
+        except OSError as error:
+            why = error.strerror
+        if why is not None:
             raise InputError(
-                f"something else stands in the place of the journal: {NO_FILE}",
+                f"something else stands in the place of the journal: {why}",
                 where=str(self.path),
                 fix="move it away, then run the same command again",
             )
+
+
+def _first_byte(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(1)
 
 
 def line_of(event: Event) -> bytes:

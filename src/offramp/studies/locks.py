@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from offramp.files import require_regular
+from offramp.errors import InputError
+from offramp.files import open_regular, require_alone
 from offramp.kit.numbers import whole_number
 
 BEAT_SECONDS = 2.0
@@ -28,6 +29,8 @@ REPORT = "report"
 """The lock of whoever writes the page."""
 _NAME = re.compile(rf"[a-z_]+-[0-9a-f]{{64}}|{ALIVE}.+|{REPORT}|(turn|timing)-.+")
 _HOLDER = re.compile(rb"(\d+ \S+\n)?")
+LONGEST_HOLDER = 512
+"""Bytes that are read of a lock's file."""
 
 _touched: set[Path] = set()
 
@@ -109,10 +112,12 @@ def holding(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator
 
     path: of the lock's file, made if absent and never removed. shared: beside others that share it. wait: for
     whoever holds it; else a lock that is taken is left alone.
+
+    Raises InputError for a file under that name that is no lock of ours.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    require_regular(path)
+    _require_ours(path)
     with path.open("a+") as file:
         if wait:
             fcntl.flock(file, mode)
@@ -129,7 +134,24 @@ def holding(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator
 
 def is_lock(path: Path) -> bool:
     """Whether a file among the locks is one, by its name and what it says of its holder."""
-    return path.is_file() and bool(_NAME.fullmatch(path.name) and _HOLDER.fullmatch(path.read_bytes()))
+    return path.is_file() and bool(_NAME.fullmatch(path.name)) and _names_a_holder(path)
+
+
+def _names_a_holder(path: Path) -> bool:
+    """Whether a file says what a lock's says, and nothing else."""
+    with open_regular(path) as file:
+        return bool(_HOLDER.fullmatch(file.read(LONGEST_HOLDER)))
+
+
+def _require_ours(path: Path) -> None:
+    """Refuse to write into a file that is no lock: somebody's text, or one with a second name elsewhere."""
+    try:
+        require_alone(path)
+        why = None if not path.exists() or _names_a_holder(path) else "it is a file of something else"
+    except OSError as error:
+        why = error.strerror
+    if why is not None:
+        raise InputError(f"a lock's file cannot be used: {why}", where=str(path), fix="move it away")
 
 
 def is_held(path: Path) -> bool:
@@ -142,7 +164,10 @@ def is_held(path: Path) -> bool:
 
 def holder(path: Path) -> tuple[int, str] | None:
     """Process and host of whoever holds a lock for itself, or did last; None if nobody ever did."""
-    words = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else []
+    if not path.is_file():
+        return None
+    with open_regular(path) as file:
+        words = file.read(LONGEST_HOLDER).decode("utf-8", errors="replace").split()
     process = whole_number(words[0]) if len(words) == 2 else None
     return None if process is None else (process, words[1])
 

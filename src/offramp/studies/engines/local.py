@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from offramp.defaults import STALL_SECONDS
-from offramp.files import parse_json
+from offramp.files import parse_json, require_alone
 from offramp.kit.typed import from_json, to_json
 from offramp.models.process import available_memory, machine_memory
 from offramp.studies.engines.engine import WORKER, Ending, EngineOptions, MemoryLimit, StudyEngine
@@ -55,6 +55,7 @@ class WorkerProcess:
         self._stall_seconds = stall_seconds
         self._stalled = False
         self.log = folder.logs / f"{job.key[:16]}.log"
+        require_alone(self.log)
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
