@@ -78,12 +78,12 @@ def test_it_equals_the_naive_reference(model: Model, cases: list[tuple[list[int]
             place += 1
         divergence.append(place)
         best, logprob = one_by_one(model, prompt, answer)
-        agreeing += sum(one == other for one, other in zip(best, answer, strict=True))
+        agreeing += sum(one == other for one, other in zip(best[1:], answer[1:], strict=True))
         nll -= sum(logprob)
         plain_nll -= sum(one_by_one(model, prompt, plain)[1])
     new = sum(map(len, answers))
     assert result.tokens_before_divergence.value == pytest.approx(np.mean(divergence))
-    assert result.agreement.value == pytest.approx(agreeing / new)
+    assert result.agreement.value == pytest.approx(agreeing / (new - len(answers)))
     assert result.nll.value == pytest.approx(nll / new, abs=1e-4)
     assert result.plain_nll.value == pytest.approx(plain_nll / sum(map(len, plains)), abs=1e-4)
     matches = np.mean([one == other for one, other in zip(answers, plains, strict=True)])
@@ -198,3 +198,20 @@ def test_drift_by_hand() -> None:
         DRIFT.drift_of([1], [1], [1, 2], [1])
     with pytest.raises(InputError):
         DRIFT.drift_of([], [], [], [])
+
+
+def test_the_first_token_of_an_answer_does_not_count(model: Model) -> None:
+    """It comes with the prompt, at full depth; of answers of one token nothing is to be said."""
+    prompts = [[0, number + 2] for number in range(3)]
+    plains = [own_greedy(model, prompt, 5) for prompt in prompts]
+    other = [
+        [(plain[0] + 1) % 61, *own_greedy(model, [*prompt, (plain[0] + 1) % 61], 4)]
+        for prompt, plain in zip(prompts, plains, strict=True)
+    ]
+    assert free_running(model, prompts, other, plains).agreement.value == 1.0
+    short = [answer[:1] for answer in other]
+    alone = free_running(model, prompts, short, plains)
+    assert alone.agreement.value is None
+    assert alone.sequence_match.value == 0.0
+    some = free_running(model, prompts, [short[0], *other[1:]], plains)
+    assert some.agreement.value == 1.0

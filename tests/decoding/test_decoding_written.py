@@ -110,8 +110,9 @@ def test_an_answer_has_room_for_twice_the_longest_text(
 
 def test_what_was_cut_off_certifies_nothing() -> None:
     whole = Execution("d", (0,), (5, 6, 7, 8), (4, 2, 2, 2), (True, True, False, True), 10)
-    assert whole.loss == 0.25
-    assert replace(whole, cut=False).loss == 0.25
+    assert whole.loss == replace(whole, cut=False).loss == pytest.approx(1 / 3)
+    assert replace(whole, agrees=(False, True, True, True)).loss == 0.0  # the first came with the prompt
+    assert replace(whole, answer=(5,), exits=(4,), agrees=(False,)).loss == 0.0
     assert replace(whole, cut=True).loss == 1.0
     # Token by token the full model's own answer, which does not end either.
     assert replace(whole, cut=True, agrees=(True,) * 4).loss == 0.0

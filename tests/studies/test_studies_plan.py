@@ -13,6 +13,7 @@ from study_files import SETTINGS, kinds_of, plan_of, small_world, study_of, writ
 
 from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.costs.machine_registry import PROFILES, find_machine
+from offramp.defaults import FLOORS
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_file, sha256_of_text
 from offramp.kit.typed import from_json, to_json
@@ -222,7 +223,8 @@ new_tokens = "auto"
 def test_certificates_share_the_chance_to_be_wrong_and_say_what_is_decoded(world: Path) -> None:
     plan = plan_of(world, CERTIFIED)
     certify, decode = tasks_of(plan, "certify"), tasks_of(plan, "decode")
-    assert [task.recipe["delta"] for task in certify] == [0.05, 0.05]
+    assert len(FLOORS) == 3  # of which each is one more claim
+    assert [task.recipe["delta"] for task in certify] == pytest.approx([0.1 / 6, 0.1 / 6])
     assert tasks_of(plan, "tune") == []
     assert [task.needs["certify"] for task in decode] == [task.key for task in certify]
     assert all(sorted(task.needs) == ["certify", "heads", "league", "trace"] for task in decode)

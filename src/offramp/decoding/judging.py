@@ -196,7 +196,8 @@ def free_running(
     per answer; there, and where the two part, a token also counts as its choice if its logit is the largest
     but for `TIE` or one rounding step of the model's dtype, whichever is more: such ties fall either way with
     the order of the sums.
-    Divergence, match: means over prompts; agreement, NLL: over all generated tokens. Intervals: 95 %
+    Divergence, match: means over prompts; NLL: over all generated tokens; agreement: over those after the
+    first of each answer, which comes with the prompt at full depth. Intervals: 95 %
     bootstrap over prompts, absent under 20 of them. What depends on each other is drawn together: prompts of
     one batch, and a prompt that comes again.
 
@@ -217,13 +218,13 @@ def free_running(
     units = _units(prompts, batch)
     by_figure = np.array(columns, dtype=np.float64).T
     sums = [np.bincount(units, weights=column).astype(np.float64) for column in by_figure]
-    diverged, same, agreeing, nll, plain_nll, new, plain_new = sums
+    diverged, same, agreeing, nll, plain_nll, new, plain_new, decided = sums
     resampled = document_bootstrap(len(new), draws=DRAWS, seed=seed)
     each = np.bincount(units).astype(np.float64)
     return FreeRunning(
         tokens_before_divergence=mean_of(resampled, diverged, each),
         sequence_match=mean_of(resampled, same, each),
-        agreement=mean_of(resampled, agreeing, new),
+        agreement=mean_of(resampled, agreeing, decided),
         nll=mean_of(resampled, nll, new),
         plain_nll=mean_of(resampled, plain_nll, plain_new),
         prompts=len(prompts),
@@ -263,7 +264,8 @@ def full_models_choices(judged: JudgedAnswer, shared: int, dtype: str) -> NDArra
 
 
 def _one(model: Model, known: Judgements, prompt: Tokens, answer: Tokens, plain: Tokens) -> tuple[float, ...]:
-    """Sums of one prompt: divergence, match, agreeing tokens, NLL of both answers, lengths of both."""
+    """Sums of one prompt: divergence, match, agreeing tokens after the first, NLL of both answers, lengths of
+    both, tokens after the first."""
     asked = prompt_of(prompt)
     for tokens in (answer, plain):
         key = (asked, tuple(tokens))
@@ -272,12 +274,18 @@ def _one(model: Model, known: Judgements, prompt: Tokens, answer: Tokens, plain:
     judged, judged_plain = (known[asked, tuple(tokens)] for tokens in (answer, plain))
     shared = tokens_before_divergence(answer, plain)
     same = list(answer) == list(plain)
-    agreeing = int(full_models_choices(judged, shared, model.dtype).sum())
+    agreeing = int(full_models_choices(judged, shared, model.dtype)[1:].sum())
     nll, plain_nll = -judged.logprob.sum(), -judged_plain.logprob.sum()
-    return shared, same, agreeing, nll, plain_nll, len(answer), len(plain)
+    return shared, same, agreeing, nll, plain_nll, len(answer), len(plain), len(answer) - 1
 
 
 def mean_of(resampled: DocumentBootstrap, sums: Values, counts: Values) -> Estimate[float]:
-    """The mean of what was drawn together, with its interval: sums and counts, float64 [units]."""
-    mean = resampled.estimate(resampled.means(sums, counts))
+    """The mean of what was drawn together, with its interval: sums and counts, float64 [units].
+
+    Undefined where there is nothing to count, and in draws of such units alone.
+    """
+    if not counts.sum():
+        return Estimate(None, undefined="no answer has a token after its first")
+    with np.errstate(invalid="ignore"):
+        mean = resampled.estimate(resampled.means(sums, counts))
     return replace(mean, no_interval=None)  # which would speak of documents: these are prompts

@@ -82,7 +82,8 @@ class FreeRunning:
     sequence_match: Estimate[float]
     """Share of answers equal to it."""
     agreement: Estimate[float]
-    """Share of generated tokens that are the full model's choice on the same (generated) prefix."""
+    """Share of generated tokens, without the first of each answer, that are the full model's choice on the
+    same (generated) prefix."""
     nll: Estimate[float]
     """Nats per token under the full model of what was generated."""
     plain_nll: Estimate[float]

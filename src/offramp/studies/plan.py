@@ -379,7 +379,7 @@ class Expansion:
     def shared_delta(self) -> float:
         """The chance that a certificate is wrong, shared by all that a headline may be about."""
         study = self.study
-        axes = (study.models, study.transforms, study.workloads, study.readers)
+        axes = (study.models, study.transforms, study.workloads, study.readers, study.settings.floors)
         return DELTA / math.prod(map(len, axes))
 
     def variant(self, model: str, transform: TransformEntry) -> StudyVariant:

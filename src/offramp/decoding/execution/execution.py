@@ -61,14 +61,18 @@ class Execution:
 
     @property
     def loss(self) -> float:
-        """Share of the answer's tokens that are not the judge's choice; all of it after a problem.
+        """Share of the answer's tokens after the first that are not the judge's choice; 1 after a problem.
+
+        The first comes with the prompt, at full depth, and does not count; an answer of one token loses
+        nothing.
 
         So where it was cut off, unless every token is that choice: an answer that goes round in circles
         agrees with whatever reads it, and shows nothing.
         """
         if self.problem is not None or (self.cut and not all(self.agrees)):
             return 1.0
-        return 1.0 - sum(self.agrees) / len(self.agrees)
+        decided = self.agrees[1:]
+        return 1.0 - sum(decided) / len(decided) if decided else 0.0
 
 
 def rows_together(model: Model, options: DecodingOptions, tokens: int, engine: Engine | None = None) -> int:
