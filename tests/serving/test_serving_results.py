@@ -8,15 +8,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from slow_server import prices
 
 import offramp
 from offramp.policies.short_names import short_name
 from offramp.report.sections.load import headline, load_page, rows_text, write_load_page
 from offramp.scoring.estimate import Estimate
-from offramp.serving.predict import ASKED, asks_at, over_seeds, ratio_over_seeds, sample_of
+from offramp.serving.predict import (
+    ASKED,
+    asks_at,
+    over_seeds,
+    p95,
+    ratio_over_requests,
+    ratio_over_seeds,
+    sample_of,
+)
 from offramp.serving.request import Load
-from offramp.serving.results import LOADS, LoadPoint, LoadResult, LoadServer, paying_intervals
+from offramp.serving.results import (
+    LOADS,
+    NOT_CERTIFIED,
+    LoadExecution,
+    LoadPoint,
+    LoadResult,
+    LoadServer,
+    paying_intervals,
+)
 from offramp.serving.simulator import Demand, ServedDemand
 from policy_traces import make_shape, make_trace
 
@@ -71,6 +88,33 @@ def test_saturated_rates_are_labelled_and_never_pay() -> None:
     assert "saturated" in load_page(found)
 
 
+def test_what_is_not_certified_pays_at_no_load() -> None:
+    """However fast it is; nor is it preferred to one that is."""
+    fast = tuple(point(rate, 2.0) for rate in (1.0, 2.0))
+    found = result(fast, (1.0, 2.0))
+    assert found.answer_of("policy").startswith("pays at every load")
+    plain, policy = found.servers
+    bare = replace(policy, name="bare", certificate=NOT_CERTIFIED, agreement=0.226)
+    bolder = tuple(replace(one, contender="bare", ratio=Estimate(3.0, 2.9, 3.1)) for one in fast)
+    both = replace(found, servers=(plain, policy, bare), points=(*found.points, *bolder))
+    assert both.paying("bare") == ()
+    assert both.answer_of("bare") == (
+        "is inconclusive: it is faster at every load that was tried, 1 to 2 requests/s, but no certificate "
+        "says what it keeps (22.6 % of the tokens, as replayed)"
+    )
+    assert both.best == policy
+    assert headline(replace(both, servers=(plain, bare))).startswith("bare is inconclusive")
+
+
+def test_the_served_points_decide_where_a_load_was_served() -> None:
+    rates = (1.0, 2.0)
+    found = result(tuple(point(rate, 1.4) for rate in rates), rates)
+    slower = tuple(point(rate, 0.9) for rate in rates)
+    execution = LoadExecution(slower, (), Estimate(1.0), {}, "the wall", 1.0, {})
+    assert found.answer_of("policy").startswith("pays")
+    assert replace(found, execution=execution).answer_of("policy") == "does not pay at any load"
+
+
 def test_nobody_is_asked_where_a_check_never_pays() -> None:
     rates = (1.0, 2.0)
     found = result(tuple(point(rate, 1.0) for rate in rates), rates)
@@ -93,7 +137,7 @@ def result(points: tuple[LoadPoint, ...], rates: tuple[float, ...]) -> LoadResul
     capacity = Estimate(3.0, 2.9, 3.1)
     servers = (
         LoadServer("plain", "plain", "never", "full depth", capacity, 1.0),
-        LoadServer("policy", "policy", "static:exit=2", "not certified", capacity, 0.97),
+        LoadServer("policy", "policy", "static:exit=2", "certified for 90 %", capacity, 0.97),
     )
     plain = tuple(LoadPoint("plain", rate, True, None) for rate in rates)
     return LoadResult(
@@ -141,6 +185,43 @@ def test_intervals_over_seeds() -> None:
     assert over_seeds([1.0]).no_interval == "one seed"
 
 
+def test_intervals_over_requests() -> None:
+    """Requests are paired, seeds are averaged, and a naive loop over the same draws says the same."""
+    random, rounds = np.random.default_rng(0), []
+    for factor in (0.5, 0.5, 0.5):
+        seconds = random.gamma(2.0, 1.0, 200) + 0.1
+        rounds.append((_served(seconds), _served(factor * seconds)))
+    over, under = zip(*rounds, strict=True)
+    same = ratio_over_requests(over, under, p95, warm=0.0)
+    assert (same.value, same.low, same.high) == (pytest.approx(2), pytest.approx(2), pytest.approx(2))
+    own = [_served(random.gamma(2.0, 1.0, 200) + 0.1) for _ in range(3)]
+    found = ratio_over_requests(over, own, np.mean, warm=0.0)
+    means = [_mean(one) / _mean(other) for one, other in zip(over, own, strict=True)]
+    assert found.value == pytest.approx(np.exp(np.mean(np.log(means))))
+    # Independent requests: the spread of a mean, three seeds of 200 on each side, is known.
+    spread = sum(np.var(_seconds(one)) / 200 / _mean(one) ** 2 for one in (*over, *own)) ** 0.5 / 3
+    assert found.low is not None
+    assert np.log(found.value / found.low) == pytest.approx(1.96 * spread, rel=0.3)
+    assert found == ratio_over_requests(over, own, np.mean, warm=0.0)
+
+
+def _served(seconds: NDArray[np.float64]) -> ServedDemand:
+    """Requests that come one a second and end after so many."""
+    count = len(seconds)
+    few, arrival = np.ones(count, dtype=np.int64), np.arange(count, dtype=np.float64)
+    demand = Demand(arrival, few, few, np.zeros((count, 2)))
+    times = tuple(np.array([end]) for end in arrival + seconds)
+    return ServedDemand(demand, times, few, few, few, 1.0, 1, 1)
+
+
+def _seconds(served: ServedDemand) -> NDArray[np.float64]:
+    return np.array([own[-1] for own in served.times]) - served.demand.arrival
+
+
+def _mean(served: ServedDemand) -> float:
+    return float(_seconds(served).mean())
+
+
 @pytest.fixture(scope="module")
 def answered() -> LoadResult:
     trace = make_trace(tokens=3000, documents=40, exits=[2, 4, 6], shape=make_shape(6, head=60_000))
@@ -178,7 +259,7 @@ def test_the_same_question_has_the_same_answer(answered: LoadResult, tmp_path: P
     page = write_load_page(answered, tmp_path / "a.html").read_text(encoding="utf-8")
     assert page == load_page(answered)
     assert page.count('<svg class="chart') == 2
-    assert headline(answered).partition(" ")[2].replace("<", "&lt;") in page
+    assert headline(answered).partition(" (")[0].replace("<", "&lt;") in page
     assert "Lost over promised" in page
 
 

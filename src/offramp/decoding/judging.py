@@ -197,7 +197,7 @@ def free_running(
     but for `TIE` or one rounding step of the model's dtype, whichever is more: such ties fall either way with
     the order of the sums.
     Divergence, match: means over prompts; NLL: over all generated tokens; agreement: over those after the
-    first of each answer, which comes with the prompt at full depth. Intervals: 95 %
+    first of each answer, which comes with the prompt at full depth; without any it is 1. Intervals: 95 %
     bootstrap over prompts, absent under 20 of them. What depends on each other is drawn together: prompts of
     one batch, and a prompt that comes again.
 
@@ -224,7 +224,7 @@ def free_running(
     return FreeRunning(
         tokens_before_divergence=mean_of(resampled, diverged, each),
         sequence_match=mean_of(resampled, same, each),
-        agreement=mean_of(resampled, agreeing, decided),
+        agreement=mean_of(resampled, agreeing, decided) if decided.any() else Estimate(1.0),
         nll=mean_of(resampled, nll, new),
         plain_nll=mean_of(resampled, plain_nll, plain_new),
         prompts=len(prompts),
@@ -282,10 +282,8 @@ def _one(model: Model, known: Judgements, prompt: Tokens, answer: Tokens, plain:
 def mean_of(resampled: DocumentBootstrap, sums: Values, counts: Values) -> Estimate[float]:
     """The mean of what was drawn together, with its interval: sums and counts, float64 [units].
 
-    Undefined where there is nothing to count, and in draws of such units alone.
+    Draws in which there is nothing to count are left out.
     """
-    if not counts.sum():
-        return Estimate(None, undefined="no answer has a token after its first")
     with np.errstate(invalid="ignore"):
         mean = resampled.estimate(resampled.means(sums, counts))
     return replace(mean, no_interval=None)  # which would speak of documents: these are prompts

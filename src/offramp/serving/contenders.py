@@ -19,6 +19,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.prices import Needs
 from offramp.policies.rules.short_list import with_short_head
 from offramp.policies.short_names import short_name
+from offramp.serving.results import NOT_CERTIFIED
 from offramp.tracing.trace import Trace
 from offramp.tuning.predict import named_policy
 from offramp.tuning.tuned import Tuned
@@ -106,7 +107,7 @@ class Rung:
     @property
     def certificate(self) -> str:
         """In words."""
-        said = "not certified" if self.floor is None else f"certified for {100 * self.floor:g} %"
+        said = NOT_CERTIFIED if self.floor is None else f"certified for {100 * self.floor:g} %"
         return said if self.stops else "full depth"
 
 

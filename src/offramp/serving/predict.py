@@ -14,10 +14,11 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.machine_registry import kept_notes
-from offramp.defaults import LOCAL
+from offramp.defaults import LOCAL, SEED
 from offramp.errors import InputError
 from offramp.models.source import may_be_model
 from offramp.policies.decisions import task_of
@@ -61,6 +62,8 @@ ASKED = (*OF_A_LOAD, "kv", "seed", "worth")
 PERCENTILES = (50, 95, 99)
 WARM = 0.1
 """Share of the requests that come first and are not counted: the server is empty before them."""
+BLOCK, LOAD_DRAWS = 16, 400
+"""Neighbouring requests that are drawn together, and draws, for intervals over requests."""
 Samples = Sequence[Mapping[str, float]]
 
 
@@ -87,6 +90,10 @@ class LoadSetting:
         """That a rival without exits has to keep: the loosest that is certified of a rung."""
         rungs = [rung for contender in self.contenders for rung in contender.rungs]
         return min((rung.floor for rung in rungs if rung.floor is not None), default=None)
+
+    def keeps_floor(self, contender: LoadContender) -> bool:
+        """Whether exits have to be better than it: it has none, and keeps the floor."""
+        return contender.without_exits and 1.0 - contender.rungs[0].loss >= (self.floor or 0.0)
 
     @cached_property
     def documents(self) -> DocumentRows:
@@ -257,9 +264,7 @@ def points_at(
     rivals = [
         contender.name
         for contender in setting.contenders
-        if contender.without_exits
-        and contender.name in samples
-        and 1.0 - contender.rungs[0].loss >= (setting.floor or 0.0)
+        if contender.name in samples and setting.keeps_floor(contender)
     ]
     best = min(rivals, key=lambda name: mean_of(samples[name], "p95_e2el"), default=None)
     for contender in setting.contenders:
@@ -267,13 +272,17 @@ def points_at(
         if own is None:
             yield LoadPoint(contender.name, rate, True, None, over=best)
             continue
-        ratio: Estimate[float] | None = None
+        ratio = mean_ratio = None
         benefit: Benefit | None = None if contender.without_exits else "capacity"
         if best is not None:
-            columns = ([sample["p95_e2el"] for sample in of] for of in (samples[best], own))
-            ratio, benefit = ratio_over_seeds(*columns), _benefit(samples[best], own)
+            ratio, mean_ratio = (
+                ratio_over_requests(served[best], served[contender.name], figure) for figure in (p95, np.mean)
+            )
+            benefit = _benefit(samples[best], own)
         shares = rung_shares(contender, served[contender.name])
-        yield LoadPoint(contender.name, rate, False, figures_of(own), ratio, best, benefit, shares)
+        yield LoadPoint(
+            contender.name, rate, False, figures_of(own), ratio, best, benefit, shares, mean_ratio
+        )
 
 
 def _benefit(over: Samples, own: Samples) -> Benefit | None:
@@ -342,6 +351,47 @@ def over_seeds(
         return Estimate(shown(mean), no_interval="one seed")
     half = student_reach(LEVEL, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
     return Estimate(shown(mean), shown(mean - half), shown(mean + half))
+
+
+def p95(seconds: NDArray[np.float64], axis: int | None = None) -> Any:
+    """Of seconds, along an axis."""
+    return np.percentile(seconds, 95, axis=axis)
+
+
+def ratio_over_requests(
+    over: Sequence[ServedDemand],
+    under: Sequence[ServedDemand],
+    figure: Callable[..., Any],
+    warm: float = WARM,
+) -> Estimate[float]:
+    """A figure of the seconds of some requests over that of the same requests, served by others.
+
+    Requests are paired, and drawn in blocks of BLOCK neighbours, which wait for each other; the geometric
+    mean over seeds, with a 95 % interval over those draws.
+
+    over, under: by seed. figure: of seconds along an axis.
+    """
+    random, logs, draws = np.random.default_rng(SEED), [], []
+    for one, other in zip(over, under, strict=True):
+        pair = np.stack([_request_seconds(one, warm), _request_seconds(other, warm)])
+        count = pair.shape[1]
+        starts = random.integers(0, count, (LOAD_DRAWS, -(-count // BLOCK), 1))
+        places = ((starts + np.arange(BLOCK)) % count).reshape(LOAD_DRAWS, -1)[:, :count]
+        logs.append(_log_ratio(figure(pair, axis=1)))
+        draws.append(_log_ratio(figure(pair[:, places], axis=2)))
+    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
+    return Estimate(math.exp(float(np.mean(logs))), math.exp(low), math.exp(high))
+
+
+def _log_ratio(figures: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.log(figures[0]) - np.log(figures[1]))
+
+
+def _request_seconds(served: ServedDemand, warm: float) -> NDArray[np.float64]:
+    """From arrival to the last token: float64 [requests]; without those that come first."""
+    first = int(warm * len(served.demand))
+    ends = np.array([times[-1] for times in served.times[first:]])
+    return np.asarray(ends - served.demand.arrival[first:])
 
 
 def ratio_over_seeds(over: Sequence[float], under: Sequence[float]) -> Estimate[float]:

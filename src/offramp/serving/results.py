@@ -17,6 +17,8 @@ Benefit = Literal["latency", "capacity"]
 """What exits gain at a load: time while a request is served, or time that it would have waited."""
 
 
+NOT_CERTIFIED = "not certified"
+
 Figures = Mapping[str, Estimate[float]]
 """By name, in seconds, and requests or tokens per second: request_throughput, output_throughput,
 request_goodput (of requests that keep all objectives, where there are any), mean_ttft, p50_ttft, p95_ttft,
@@ -50,8 +52,11 @@ class LoadPoint:
 
     saturated: more arrive than it can serve, its queue only grows, and no figure of it means anything (None).
     ratio: p95 of `e2el` of the best without exits (`over`) over its own; None where one of them is saturated.
+    mean_ratio: the same of the means.
     benefit: what it gains, None where it is no faster.
     """
+
+    IF_ANY: ClassVar[tuple[str, ...]] = ("mean_ratio",)
 
     contender: str
     rate: float
@@ -61,8 +66,9 @@ class LoadPoint:
     over: str | None = None
     benefit: Benefit | None = None
     rungs: tuple[RungShare, ...] = ()
+    mean_ratio: Estimate[float] | None = None
 
-    def pays(self, worth: float) -> bool:
+    def is_faster(self, worth: float) -> bool:
         """Whether it is surely faster by what is worth it, or serves where nothing without exits can."""
         if self.saturated or self.ratio is None:
             return not self.saturated and self.over is None
@@ -86,6 +92,11 @@ class LoadServer:
     """Share of its tokens that are the full model's, as replayed where nothing holds rows back."""
     asks_at: tuple[int, ...] | None = None
     """Rows that decode in a step in which some exit is asked; None without exits."""
+
+    @property
+    def certified(self) -> bool:
+        """Whether all that it decodes with is; what is not pays at no load."""
+        return NOT_CERTIFIED not in self.certificate
 
 
 @dataclass(frozen=True)
@@ -169,8 +180,14 @@ class LoadResult:
         return float(self.asked["worth"])
 
     def of(self, contender: str) -> list[LoadPoint]:
-        """A contender at every rate."""
+        """A contender at every rate, as predicted."""
         return [point for point in self.points if point.contender == contender]
+
+    def decided_on(self, contender: str) -> list[LoadPoint]:
+        """The points that an answer is of: served ones where the load was served, else predicted ones."""
+        if self.execution is None:
+            return self.of(contender)
+        return [point for point in self.execution.points if point.contender == contender]
 
     @property
     def with_exits(self) -> tuple[LoadServer, ...]:
@@ -178,17 +195,25 @@ class LoadResult:
         return tuple(server for server in self.servers if server.role in ("policy", "ladder"))
 
     def paying(self, contender: str) -> tuple[PayingInterval, ...]:
-        """From where to where a contender pays, ascending."""
-        return paying_intervals(self.of(contender), self.worth)
+        """From where to where a contender pays, ascending; nowhere without a certificate."""
+        return self._faster(contender) if self._server(contender).certified else ()
+
+    def _faster(self, contender: str) -> tuple[PayingInterval, ...]:
+        """From where to where it is faster by what is worth it."""
+        return paying_intervals(self.decided_on(contender), self.worth)
+
+    def _server(self, contender: str) -> LoadServer:
+        return next(server for server in self.servers if server.name == contender)
 
     @property
     def best(self) -> LoadServer | None:
-        """The contender with exits that pays at most rates, and of those the one that gains most."""
+        """The contender with exits that is certified, is faster at most rates, and gains most."""
 
-        def gain(server: LoadServer) -> tuple[int, float]:
-            points = self.of(server.name)
+        def gain(server: LoadServer) -> tuple[bool, int, float]:
+            points = self.decided_on(server.name)
             ratios = [math.log(point.ratio.value) for point in points if point.ratio is not None]
-            return sum(point.pays(self.worth) for point in points), sum(ratios) / max(1, len(ratios))
+            faster = sum(point.is_faster(self.worth) for point in points)
+            return server.certified, faster, sum(ratios) / max(1, len(ratios))
 
         return max(self.with_exits, key=gain, default=None)
 
@@ -199,31 +224,37 @@ class LoadResult:
 
     def answer_of(self, contender: str) -> str:
         """The same of one: "pays below 1.4 and above 9 requests/s: the gain is latency, then capacity"."""
-        intervals = self.paying(contender)
+        intervals, server = self._faster(contender), self._server(contender)
+        points = self.decided_on(contender)
         if not intervals:
-            beyond = all(point.saturated for point in self.of(contender))
-            if beyond:
+            if all(point.saturated for point in points):
                 return "cannot be told: every rate that was tried is beyond what it serves"
-            unasked = any(server.name == contender and server.asks_at == () for server in self.servers)
+            unasked = server.asks_at == ()
             why = ", since a check costs more than leaving saves, and nobody is asked" if unasked else ""
             return f"does not pay at any load{why}"
         said = " and ".join(map(str, intervals))
         if intervals[0].low is intervals[0].high is None:
-            said = f"at every load that was tried, {rate_text(self.rates[0])} to {rate_text(self.rates[-1])}"
+            rates = [point.rate for point in points]
+            said = f"at every load that was tried, {rate_text(min(rates))} to {rate_text(max(rates))}"
+        if not server.certified:
+            return (
+                f"is inconclusive: it is faster {said} requests/s, but no certificate says what it keeps "
+                f"({100 * server.agreement:.3g} % of the tokens, as replayed)"
+            )
         gains = ", then ".join(dict.fromkeys(interval.benefit for interval in intervals))
         return f"pays {said} requests/s: the gain is {gains}"
 
 
 def paying_intervals(points: Sequence[LoadPoint], worth: float) -> tuple[PayingInterval, ...]:
-    """Runs of rates at which a contender pays. points: of one contender, by rising rate.
+    """Runs of rates at which a contender is faster by what is worth it. points: of one, by rising rate.
 
     An end lies where the ratio would pass 1 + worth between two rates, on a straight line over their
     logarithms; in the middle where one of them has no ratio. What is gained is said of the outermost rate.
     """
     found = []
-    for pays, run in itertools.groupby(range(len(points)), lambda place: points[place].pays(worth)):
+    for faster, run in itertools.groupby(range(len(points)), lambda place: points[place].is_faster(worth)):
         places = list(run)
-        if pays:
+        if faster:
             first, last = places[0], places[-1]
             low = _between(points[first - 1], points[first], worth) if first else None
             high = _between(points[last], points[last + 1], worth) if last + 1 < len(points) else None

@@ -58,8 +58,8 @@ def sentences(result: LoadResult) -> list[str]:
     floor = f" that keep {100 * result.floor:g} % of the tokens" if result.floor is not None else ""
     return [
         *(f"{name} {result.answer_of(name)}." for name in others),
-        f"It pays where the p95 of a request's seconds is, as far as its interval tells, more than "
-        f"{percent(result.worth, 0)} shorter than that of the best without exits{floor} "
+        "It pays where it is certified and the p95 of a request's seconds is, as far as its interval tells, "
+        f"more than {percent(result.worth, 0)} shorter than that of the best without exits{floor} "
         f"({listed(rivals)}), or where none of those keeps up. Latency is time that a request is served in, "
         "capacity is time that it would have waited.",
     ]
