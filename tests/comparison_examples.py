@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from combine_cases import combined_result
+from offramp.defaults import WORTH
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.report.findings import decision_on, speed_of
+from offramp.report.findings import speed_of
 from offramp.report.sections.strategies import believed, floor_kept
 from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
 from offramp.scoring.documents import NOTHING, TextSize
@@ -32,7 +33,7 @@ from offramp.studies.work.heads import Training
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Decision, Verdict
+from offramp.tuning.verdict import Outcome, Verdict, decide
 
 TOKENS, DOCUMENTS = 1920, 60
 FLOORS = (0.99, 0.95, 0.90)
@@ -281,11 +282,11 @@ def answer(
     )
 
 
-def verdict(decision: Decision, *missing: str) -> Verdict:
-    """A made-up verdict, of which a comparison reads the decision and what is missing."""
+def verdict(outcome: Outcome, *missing: str) -> Verdict:
+    """A made-up verdict, of which a comparison reads the outcome and what is missing."""
     nothing = Estimate(None, undefined="not looked at")
     return Verdict(
-        floor=0.95, worth=0.05, decision=decision, reason="made up", missing=missing, policy=PLAIN_DECODING,
+        floor=0.95, worth=0.05, outcome=outcome, reason="made up", missing=missing, policy=PLAIN_DECODING,
         kv=None, certificate=None, executed_agreement=None, speed=None, replayed_policy=PLAIN_DECODING,
         agreement=nothing, skip_ratio=nothing, net_speedup=nothing, net_speedup_flops=nothing,
         fit_agreement=1.0, fit_documents=20, report_documents=20, documents_needed=20,
@@ -303,16 +304,16 @@ def decided(answer: Tuned, measured: StrategyResult | None = None) -> Verdict:
     if not certificate.holds:
         if certificate.documents < certificate.documents_needed:
             needed = f"{certificate.documents_needed} needed if none loses"
-            return verdict("not enough documents", f"documents: {certificate.documents} at hand, {needed}")
+            return verdict("data", f"documents: {certificate.documents} at hand, {needed}")
         if certificate.tested:
-            return verdict("not settled", "a certificate")
+            return verdict("time", "a certificate")
     if not answer.certificate.holds or answer.plain:
         return verdict("does not pay")
     if credit.value is not None:
         certified = answer.certificate.executed and not missed
-        return verdict(decision_on(speed_of(credit, measured=True), certified=certified))
-    decision = decision_on(speed, certified=False)
-    return verdict(decision, *([] if decision == "does not pay" else [f"its credit: {credit.undefined}"]))
+        return verdict(decide(worth=WORTH, credit=speed_of(credit, measured=True), certified=certified))
+    outcome = decide(worth=WORTH, credit=speed, certified=False)
+    return verdict(outcome, *([] if outcome == "does not pay" else [f"its credit: {credit.undefined}"]))
 
 
 def with_verdicts(comparison: Comparison) -> Comparison:

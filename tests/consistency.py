@@ -28,7 +28,7 @@ MOST_WORDS = 25
 FIGURE = re.compile(r"[\d.,]+ [%×]|–|not \w+")
 """What a cell begins with."""
 
-ORDER = ("does not pay", "not enough documents", "not settled", "too close to call", "pays")
+ORDER = ("does not pay", "inconclusive", "pays")
 
 
 class Tables(HTMLParser):

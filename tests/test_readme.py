@@ -148,7 +148,7 @@ def check_run(folder: Path) -> None:
     """A run of the bundled model on 128 tokens of prose says what is true of it on any machine."""
     summary = json.loads((folder / "summary.json").read_text())
     jsonschema.validate(summary, summary_schema())
-    assert summary["verdict"]["decision"] in ("does not pay", "not settled")
+    assert summary["verdict"]["decision"] in ("does not pay", "inconclusive")
     assert "smollm2" in summary["verdict"]["headline"]
     assert summary["measured"]["plain_seconds_per_token"] is None, "nothing was timed here"
     (scores,) = summary["scores"]
@@ -168,7 +168,7 @@ def test_a_stranger_reads_it_in_a_minute() -> None:
     assert len(text.splitlines()) < 120
     (sample,) = blocks("text")
     settled = r"For smollm2 at 95 % agreement, early exit (does not pay|pays) on "
-    answer = f"^({settled}|It is not settled whether early exit pays for smollm2 on )"
+    answer = f"^({settled}|Early exit makes smollm2 .* × as fast .*: (pays|does not pay|inconclusive, ))"
     assert re.search(answer, " ".join(sample.split()))
     start = text[: text.index("## On the command line")]
     for word in ("*exit*", "*floor*", "*K,V repair*", "*executed*", "*certified*"):

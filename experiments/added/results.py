@@ -44,7 +44,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.timing.accelerations import JOINED, LLAMA_CPP, PROMPT_LOOKUP, SHORT_LIST
 from offramp.timing.contenders import CUT_HEAD
 from offramp.timing.results import A_A, LOOKUP, PLAIN, BenchResult, CombineResult, Contender
-from offramp.tuning.verdict import Decision, Speed, decide
+from offramp.tuning.verdict import Decision, Speed, decide, decision_of
 from picture import Bar, Dot, forest, scatter
 from right_answers import accuracy_markdown, answered
 
@@ -308,7 +308,7 @@ def outputs() -> dict[Path, str]:
     credit = beside.credit(beside.main.name, LOOKUP_FLOOR)
     assert credit is not None
     speed = Speed(credit.value, credit.low, credit.high, "measured", LOCAL, at_hand=True)
-    answer = decide(worth=beside.worth, credit=speed, certified=after is not None)
+    answer = decision_of(decide(worth=beside.worth, credit=speed, certified=after is not None))
     name = f"qwen-0.5b, math, {100 * LOOKUP_FLOOR:.0f} %, and lookup"
     both = Bar(name, credit.value, credit.low, credit.high, answer)
     if bars := [*bars_of(credits), both]:

@@ -215,7 +215,7 @@ def machines(gain: float = 1.0) -> tuple[MachineAnswer, ...]:
             for floor in (0.99, 0.95):
                 speed = 1 + (value * gain - 1) * (1.0 if floor == 0.95 else 0.3)
                 low, high = speed - 0.02, speed + 0.02
-                decision = "pays" if low > 1.05 else "does not pay" if high < 1.05 else "too close to call"
+                decision = "pays" if low > 1.05 else "does not pay" if high < 1.05 else "inconclusive"
                 policy = "threshold:signal=correctness,value=0.9,exits=20+24+27" if speed > 1 else "never"
                 estimate = Estimate(speed, low, high) if speed > 1 else Estimate(1.0, 1.0, 1.0)
                 answers.append(

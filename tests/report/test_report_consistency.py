@@ -46,7 +46,7 @@ SPEEDS = {
 }
 
 
-def made(certificate: str, speed: str, *, tried: bool, decision: str) -> RunResult:
+def made(certificate: str, speed: str, *, tried: bool, outcome: str) -> RunResult:
     """One text at its floors, with so much evidence."""
     run = example_run()
     workload = run.workloads[0]
@@ -57,7 +57,7 @@ def made(certificate: str, speed: str, *, tried: bool, decision: str) -> RunResu
         exits = certificate in ("none", "bound", "holds")
         return replace(
             one,
-            decision=decision,
+            outcome=outcome,
             policy=parse_policy(POLICY if exits else "never"),
             kv=KV if exits and settled is not None else None,
             certificate=settled,
@@ -65,7 +65,7 @@ def made(certificate: str, speed: str, *, tried: bool, decision: str) -> RunResu
             speed=SPEEDS[speed] if exits or tried else None,
             credit=Estimate(1.06) if speed != "none" and (exits or tried) else None,
             tried=candidate if tried else None,
-            missing=() if decision == "does not pay" else ("time to decode the documents that are at hand",),
+            missing=() if outcome == "does not pay" else ("time to decode the documents that are at hand",),
         )
 
     workload = replace(workload, verdicts=tuple(map(verdict, workload.verdicts)), tuned=())
@@ -76,17 +76,17 @@ def made(certificate: str, speed: str, *, tried: bool, decision: str) -> RunResu
 
 
 EVIDENCE = [
-    (certificate, speed, tried, decision)
+    (certificate, speed, tried, outcome)
     for certificate, speed, tried in itertools.product(CERTIFICATES, SPEEDS, (False, True))
-    for decision in ("does not pay", "too close to call", "not enough documents")
+    for outcome in ("does not pay", "interval", "data")
     if not (tried and certificate != "open")
     and not (speed == "measured" and certificate in ("none", "bound", "untested", "few"))
 ]
 
 
-@pytest.mark.parametrize(("certificate", "speed", "tried", "decision"), EVIDENCE)
-def test_no_text_says_more_than_the_records(certificate: str, speed: str, tried: bool, decision: str) -> None:
-    require_consistent(made(certificate, speed, tried=tried, decision=decision))
+@pytest.mark.parametrize(("certificate", "speed", "tried", "outcome"), EVIDENCE)
+def test_no_text_says_more_than_the_records(certificate: str, speed: str, tried: bool, outcome: str) -> None:
+    require_consistent(made(certificate, speed, tried=tried, outcome=outcome))
 
 
 def test_the_made_up_run_is_consistent() -> None:

@@ -330,7 +330,7 @@ def test_what_was_tried_is_shown_and_not_called_certified() -> None:
         example_run(),
         policy=PLAIN_DECODING,
         kv=None,
-        decision="too close to call",
+        outcome="interval",
         certificate=OPEN,
         executed_agreement=None,
         tried=TRIED,

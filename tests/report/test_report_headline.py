@@ -51,7 +51,7 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor, parse_floor
 from offramp.tuning.ranking import MachineAnswer
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Decision, Speed, Verdict
+from offramp.tuning.verdict import Outcome, Speed, Verdict
 from offramp.tuning.verdict_words import CUT
 
 
@@ -64,7 +64,7 @@ def certificate(*, holds: bool = True, executed: bool = True) -> Certificate:
 
 
 def verdict(
-    decision,
+    outcome,
     value=None,
     low=None,
     high=None,
@@ -77,7 +77,7 @@ def verdict(
     made = Verdict(
         floor=floor,
         worth=0.05,
-        decision=decision,
+        outcome=outcome,
         reason="because of the reason given",
         missing=(),
         policy=parse_policy(policy),
@@ -107,8 +107,14 @@ def test_a_gain_is_split_and_a_smaller_head_is_not_early_exits():
     }
     refused = headline(run_with(verdict("does not pay", 1.056, 1.05, 1.06, **changes)))
     assert refused.endswith(
-        "; saves of plain decoding, by price: layers +0.6 %, head +4.7 %, probes 0.0 %; measured 1.006 × "
-        "(1.001 to 1.011 ×) over the full model with its output head cut to the short list."
+        "; saves of plain decoding, by price: layers +0.6 %, head +4.7 %, probes 0.0 %, so that the "
+        "gain is the "
+        "shortlist's, not early exit's; measured 1.006 × (1.001 to 1.011 ×) over the full model with "
+        "its output "
+        "head cut to the short list."
+    )
+    assert refused.startswith(
+        "A shortlist, with hardly any early exit, makes smollm2 at most 1.011 × as fast"
     )
     own = headline(run_with(verdict("pays", 1.12, 1.1, 1.14, gain=Gain(0.11, 0.0, -0.003))))
     assert own.endswith("; saves of plain decoding, by price: layers +11.0 %, head 0.0 %, probes −0.3 %.")
@@ -149,56 +155,69 @@ def test_a_speed_stands_beside_the_policy_that_it_is_of():
         (
             [verdict("pays", 1.08, 1.061, 1.099)],
             "pays",
-            "Early exit pays for smollm2 on prose at 95 % agreement: it keeps 96.25 % as executed "
+            "Early exit makes smollm2 1.080 × as fast as the best baseline on prose at 95 % agreement: "
+            "pays. "
+            "It keeps 96.25 % as executed "
             "(certified ≥ 95 %, 61 documents), measured 1.080 × (1.061 to 1.099 ×); a gain counts from "
             "5 % on (--worth).",
         ),
         (
             [verdict("pays", 1.2, 1.1, 1.3), verdict("pays", 1.1, 1.08, 1.12)],
             "pays",
-            "on prose and code at 95 % agreement: it even on code, the weakest of them, keeps 96.25 %",
+            "makes smollm2 1.100 × as fast as the best baseline on prose and code at 95 % agreement: "
+            "pays. It even on "
+            "code, the weakest of them, keeps 96.25 %",
         ),
         (
             [verdict("does not pay", 1.03, 1.02, 1.04)],
             "does not pay",
-            "the best policy keeps 96.25 % as executed (certified ≥ 95 %, 61 documents), measured 1.030 ×",
+            "makes smollm2 at most 1.040 × as fast on prose at 95 % agreement: does not pay. The best "
+            "policy keeps "
+            "96.25 % as executed (certified ≥ 95 %, 61 documents), measured 1.030 ×",
         ),
         (
             [verdict("does not pay", policy="never", certificate=certificate(holds=False))],
             "does not pay",
-            "no policy, replayed on the measurement, is predicted to gain 5 %; nothing was decoded.",
+            "as fast on prose at 95 % agreement: does not pay. No policy, replayed on the measurement, "
+            "is predicted to gain 5 %; nothing was decoded.",
         ),
         (
             [verdict("does not pay", policy="never", certificate=None)],
             "does not pay",
-            "no policy, replayed on the measurement, is predicted to gain 5 %; nothing was decoded.",
+            "as fast on prose at 95 % agreement: does not pay. No policy, replayed on the measurement, "
+            "is predicted to gain 5 %; nothing was decoded.",
         ),
         (
             [verdict("does not pay", policy="never", standing="nothing could pay")],
             "does not pay",
-            "no policy that was searched is predicted to gain 5 % over the best decoder without exits.",
+            "less than 1.050 × as fast on prose at 95 % agreement: does not pay. No policy that was "
+            "searched is predicted to gain 5 % over the best decoder without exits.",
         ),
         (
             [verdict("does not pay", 1.1, 1.0, 1.2, policy="never", standing="refuted", tried=REFUTED)],
             "does not pay",
-            "the most cautious policy that could gain enough kept 81.25 % as executed on 16 documents, below "
+            "less than 1.050 × as fast on prose at 95 % agreement: does not pay. The most cautious "
+            "policy that could gain enough kept 81.25 % as executed on 16 documents, below "
             "95 %, measured 1.100 × (1.000 to 1.200 ×); a gain counts from 5 % on (--worth).",
         ),
         (
             [
                 verdict(
-                    "too close to call", 1.09, 1.07, 1.11, how="predicted", certificate=None,
+                    "interval", 1.09, 1.07, 1.11, how="predicted", certificate=None,
                     executed_agreement=None, missing=("an executed certificate",),
                 )
             ],
-            "too close to call",
-            "the best policy keeps 96 % in replay (not executed), predicted for this machine 1.090 × (1.070 "
+            "inconclusive",
+            "at most 1.110 × as fast on prose at 95 % agreement: inconclusive, the interval holds the "
+            "minimum gain. The best policy keeps 96 % in replay (not executed), predicted for this "
+            "machine 1.090 × (1.070 "
             "to 1.110 ×); a gain counts from 5 % on (--worth); missing: an executed certificate.",
         ),
         (
-            [verdict("not settled", policy="never", missing=("documents: 12 at hand, 46 needed",))],
-            "not settled",
-            "nothing was decoded; missing: documents: 12 at hand, 46 needed.",
+            [verdict("time", policy="never", missing=("documents: 12 at hand, 46 needed",))],
+            "inconclusive",
+            "inconclusive, it needs more time. Nothing was decoded; missing: documents: 12 at hand, 46 "
+            "needed.",
         ),
         (
             [verdict("pays", 1.12, 1.1, 1.14), verdict("does not pay", policy="never")],
@@ -220,8 +239,8 @@ def test_the_answer_of_a_run(verdicts: list[Verdict], decision: str, said: str) 
     assert all(part in headline(run) for part in re.findall(r"measured [^;.]*", grounds_of(run)))
 
 
-@pytest.mark.parametrize("decision", [*typing.get_args(Decision), "mixed"])
-def test_the_short_answer_names_the_floor_in_a_sentence_of_25_words(decision: Decision) -> None:
+@pytest.mark.parametrize("decision", [*typing.get_args(Outcome), "mixed"])
+def test_the_short_answer_names_the_floor_in_a_sentence_of_25_words(decision: str) -> None:
     several = [decision] * 2 if decision != "mixed" else ["pays", "does not pay"]
     said = short_answer(run_with(*(verdict(one, floor=0.9) for one in several)))
     assert "at 90 % agreement" in said
@@ -239,7 +258,7 @@ def test_a_decoder_without_exits_has_the_name_that_tables_have(without: str, sai
 
 
 def test_caveats_name_what_is_missing_lost_documents_and_notes():
-    run = run_with(verdict("too close to call", 1.1, missing=("documents",)))
+    run = run_with(verdict("interval", 1.1, missing=("documents",)))
     workload = run.workloads[0]
     trace = workload.trace.subset(range(64))
     broken = replace(trace.documents[3], valid=False, reason="NaN logit at layer 7, position 12")
@@ -332,11 +351,11 @@ UNTIMED = Estimate(None, undefined="not timed beside it: prompt lookup")
     ("low", "high", "certified", "decision"),
     [
         (1.06, 1.2, True, "pays"),
-        (1.06, 1.2, False, "not settled"),
+        (1.06, 1.2, False, "inconclusive"),
         (0.9, 1.04, True, "does not pay"),
         (0.9, 1.04, False, "does not pay"),
-        (1.0, 1.1, True, "too close to call"),
-        (None, None, True, "too close to call"),
+        (1.0, 1.1, True, "inconclusive"),
+        (None, None, True, "inconclusive"),
     ],
 )
 def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, decision):
@@ -346,10 +365,10 @@ def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, 
 @pytest.mark.parametrize(
     ("answers", "decision", "said"),
     [
-        ([saving(Estimate(1.2, 1.15, 1.25), executed=False)], "not settled", ""),
+        ([saving(Estimate(1.2, 1.15, 1.25), executed=False)], "inconclusive", ""),
         (
             [saving(Estimate(1.2, 1.18, 1.22)), saving(PLAIN, policy="never", machine="h100")],
-            "not settled",
+            "inconclusive",
             "1.200 × plain decoding (1.180 to 1.220); missing: its credit: it was not timed.",
         ),
         (
@@ -364,12 +383,12 @@ def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, 
         ),
         (
             [nothing("evidence", documents=50)],
-            "not settled",
-            "It is not settled whether early exit pays here; missing: a certificate.",
+            "inconclusive",
+            "It is inconclusive whether early exit pays here; missing: a certificate.",
         ),
         (
             [nothing(), nothing("documents", documents=12, machine="h100")],
-            "not enough documents",
+            "inconclusive",
             "does not pay in 1 of 2 cells; the others are open; missing: documents: 12 at hand, 45 needed",
         ),
     ],
@@ -383,12 +402,10 @@ def test_the_answer_of_a_comparison(answers: list[Tuned], decision: str, said: s
 
 def test_too_few_documents_are_no_answer():
     found = compared(nothing("documents", 12, floor=0.99, needed=230), nothing("documents", 12))
-    assert comparison_decision(found) == "not enough documents"
+    assert comparison_decision(found) == "inconclusive"
     few = [f"documents: 12 at hand, {needed} needed if none loses (in 1)" for needed in (230, 45)]
     why = f"missing: {'; '.join(few)}"
-    assert comparison_headline(found) == (
-        f"There are not enough documents to say whether early exit pays here; {why}."
-    )
+    assert comparison_headline(found) == (f"It is inconclusive whether early exit pays here; {why}.")
     assert left_over(found) == [f"2 of 2 answers (a cell at a floor) are open without a certificate; {why}."]
     assert cards_of(found)[0].big == "none"
     assert best_certified(findings_of(found)) is None
@@ -408,10 +425,10 @@ def test_what_is_missed_most_comes_first_and_the_rest_is_counted():
     ("refused", "unknown", "decision"),
     [
         ("agreement=0.9", "agreement=0.99", "does not pay"),
-        ("agreement=0.99", "agreement=0.9", "not enough documents"),
+        ("agreement=0.99", "agreement=0.9", "inconclusive"),
         ("nll=0.1", "nll=0.05", "does not pay"),
-        ("nll=0.05", "nll=0.1", "not enough documents"),
-        ("nll=0.1", "agreement=0.99", "not enough documents"),
+        ("nll=0.05", "nll=0.1", "inconclusive"),
+        ("nll=0.1", "agreement=0.99", "inconclusive"),
     ],
 )
 def test_what_does_not_pay_at_a_loose_floor_does_not_at_a_stricter_one(refused, unknown, decision):
@@ -422,7 +439,7 @@ def test_what_does_not_pay_at_a_loose_floor_does_not_at_a_stricter_one(refused, 
     found = compared(
         paying, nothing("documents", 12, floor=unknown), strategies=(replace(quick, floor=refused),)
     )
-    assert comparison_decision(found) == ("not settled" if refused.value == 0.99 else "pays")
+    assert comparison_decision(found) == ("inconclusive" if refused.value == 0.99 else "pays")
 
 
 def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
@@ -443,7 +460,7 @@ def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
         replace(slow, kv="recompute"),
         left_out,
     ):
-        assert comparison_decision(compared(saving(speed), strategies=(other,))) == "not settled"
+        assert comparison_decision(compared(saving(speed), strategies=(other,))) == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -451,8 +468,8 @@ def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
     [
         (Estimate(1.08, 1.06, 1.1), "pays", "1.080 × (1.060 to 1.100 ×) the best decoder without exits"),
         (Estimate(1.005, 0.99, 1.02), "does not pay", "1.005 × (0.990 to 1.020 ×) the best decoder without"),
-        (Estimate(1.05, 1.02, 1.08), "too close to call", "the best decoder without exits"),
-        (UNTIMED, "not settled", "missing: its credit: not timed beside it: prompt lookup."),
+        (Estimate(1.05, 1.02, 1.08), "inconclusive", "the best decoder without exits"),
+        (UNTIMED, "inconclusive", "missing: its credit: not timed beside it: prompt lookup."),
     ],
 )
 def test_a_comparison_decides_by_measured_credit_and_never_by_speed_over_plain_decoding(
@@ -468,14 +485,14 @@ def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pa
     speed = Estimate(1.2, 1.18, 1.22)
     missed = strategy(Estimate(1.3, 1.25, 1.35), answer="slower", agreement=Estimate(0.80, 0.75, 0.85))
     found = compared(saving(speed), strategies=(missed,))
-    assert comparison_decision(found) == "not settled"
+    assert comparison_decision(found) == "inconclusive"
     assert "it is at best 1.200 × plain decoding (1.180 to 1.220)" in comparison_headline(found)
     said = "Of 1 answer, certified on given text and below the floor when decoded, and so not said to pay: 1."
     assert said in left_over(found)
     assert "it kept 80.0\N{NO-BREAK SPACE}% of the full model" in certified_section(found)
     # Measured at a looser floor, which it kept: the stricter one it did not.
     looser = replace(missed, floor=Floor("agreement", 0.75))
-    assert comparison_decision(compared(saving(speed), strategies=(looser,))) == "not settled"
+    assert comparison_decision(compared(saving(speed), strategies=(looser,))) == "inconclusive"
     kept = compared(saving(speed, floor=0.75), strategies=(missed,))
     assert comparison_headline(kept).startswith("Early exit pays here: certified, it is at best 1.300 ×")
     assert "it kept" not in certified_section(kept)
@@ -510,7 +527,7 @@ def test_without_a_tuner_the_stopwatch_answers_and_an_oracle_never():
     assert said.startswith("Early exit does not pay anywhere here: decoded for real")
     assert "0.970 ×" in said
     said = comparison_headline(compared(strategies=(oracle, quick)))
-    assert "It is not settled whether early exit pays: by replay and without a certificate" in said
+    assert "It is inconclusive whether early exit pays: by replay and without a certificate" in said
     bold = strategy(Estimate(1.3, 1.2, 1.4), "predicted", agreement=Estimate(0.42, 0.4, 0.44))
     assert "the closest agrees on 42.0 % of the tokens" in comparison_headline(compared(strategies=(bold,)))
 
@@ -624,7 +641,7 @@ def test_a_run_and_a_comparison_find_the_same_of_the_same_cell():
     ],
 )
 def test_how_a_floor_was_shown_to_be_kept(made, certified):
-    found = finding_of_verdict("gpt2", "prose", verdict("too close to call", certificate=made))
+    found = finding_of_verdict("gpt2", "prose", verdict("interval", certificate=made))
     assert found.certified == certified
     assert found.exits is (certified != "")
     assert (found.speed, found.measured, found.timed) == (None, None, False)
@@ -685,7 +702,7 @@ def test_machines_in_words():
         answer("h100", 32, "does not pay"),
         answer("a100", 1, "pays"),
         answer("a100", 32, "pays"),
-        answer("h100", 1, "too close to call", floor=0.99),
+        answer("h100", 1, "inconclusive", floor=0.99),
     )
     assert machines_sentence(found) == (
         "on this machine no; on h100 yes at batch 1, no at batch 32; on a100 yes"

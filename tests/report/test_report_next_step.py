@@ -50,11 +50,11 @@ def test_what_pays_is_decoded_with() -> None:
 
 
 def test_what_is_open_is_given_more_time() -> None:
-    late = verdict("not settled", policy="never", missing=("time to decode",))
+    late = verdict("time", policy="never", missing=("time to decode",))
     step = next_step(asked(run_with(late, verdict("does not pay", policy="never"))))
     assert step is not None
     assert step.command == f"{RUN} --exits 5,9 --output runs/mine --minutes 10"
-    assert "prose at 95 % is not settled; missing: time to decode." in step.reason
+    assert "prose at 95 % is inconclusive; missing: time to decode." in step.reason
     assert "1 of 2 answers may be settled" in step.expected
     # An hour is the most that is asked for.
     assert next_step(asked(run_with(late), minutes=60.0)) is None
@@ -65,17 +65,17 @@ def test_what_is_open_is_given_more_time() -> None:
 
 def test_what_was_not_to_be_decoded_is_decoded_next() -> None:
     call = replace(CALL, options={**CALL.options, "no_decode": True})
-    told = asked(run_with(verdict("not settled", policy="never", certificate=None)), call=call, minutes=None)
+    told = asked(run_with(verdict("time", policy="never", certificate=None)), call=call, minutes=None)
     step = next_step(replace(told, not_decoded={"prose": NOT_ASKED}))
     assert step is not None
     assert step.command == f"{RUN} --exits 5,9 --output runs/mine"
-    assert "Decode for real: prose at 95 % is not settled by replay alone." in step.reason
+    assert "Decode for real: prose at 95 % is inconclusive by replay alone." in step.reason
     # What lies on disk cannot be decoded.
     assert next_step(replace(told, not_decoded={"prose": "its layers stay on disk"})) is None
 
 
 def test_too_few_documents_ask_for_less() -> None:
-    few = verdict("not enough documents", policy="never", certificate=certificate(holds=False))
+    few = verdict("data", policy="never", certificate=certificate(holds=False))
     step = next_step(asked(run_with(few)))
     assert step is not None
     assert step.command == f"{RUN} --exits 5,9 --floor 0.9"
@@ -100,7 +100,7 @@ def test_no_floor_is_proposed_that_the_documents_could_not_certify(
 ) -> None:
     """fewer: the best floor that they could certify; None where the trace has too few to be judged at all."""
     proof = None if fewer is None else replace(certificate(holds=False), documents=7, best_floor=fewer)
-    few = verdict("not enough documents", policy="never", certificate=proof)
+    few = verdict("data", policy="never", certificate=proof)
     step = next_step(asked(run_with(few), call=RunCall(CALL.model, options)))
     assert step is not None
     assert step.command == command
@@ -108,7 +108,7 @@ def test_no_floor_is_proposed_that_the_documents_could_not_certify(
 
 @pytest.mark.parametrize(("floor", "option"), [(0.9, "--floor 0.8"), (0.8, "--workload prose:short")])
 def test_a_floor_that_was_asked_for_is_not_asked_for_again(floor: float, option: str) -> None:
-    few = verdict("not enough documents", policy="never", certificate=certificate(holds=False))
+    few = verdict("data", policy="never", certificate=certificate(holds=False))
     step = next_step(asked(run_with(few, replace(few, floor=floor))))
     assert step is not None
     assert step.command == f"{RUN} --exits 5,9 {option}"
@@ -131,7 +131,7 @@ def test_a_run_that_is_not_whole_has_none(changes: dict[str, object]) -> None:
 
 
 def test_where_nothing_was_decoded_nothing_is_refused_and_no_exits_are_trained() -> None:
-    replayed = verdict("not settled", policy="never", certificate=None)
+    replayed = verdict("time", policy="never", certificate=None)
     assert next_step(asked(run_with(replayed), minutes=None)) is None
 
 
@@ -143,7 +143,7 @@ SLOWER = Speed(0.967, 0.94, 1.0, "measured", "local", True)
     ("changes", "recommended"),
     [
         ({}, True),
-        ({"decision": "too close to call"}, True),
+        ({"outcome": "interval"}, True),
         ({"decision": "does not pay"}, False),
         ({"speed": SLOWER}, False),  # certified, and predicted to be faster, but the stopwatch says no
         ({"speed": None}, False),

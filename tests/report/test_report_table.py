@@ -29,7 +29,7 @@ class Timed:
 ROWS = (
     Timed("<small>", "prose", "pays", Estimate(1.2, 1.1, 1.3), 0.954),
     Timed("large", "prose", "does not pay", Estimate(None, undefined="one document"), None),
-    Timed("large", "code", "too close to call", Estimate(1.01, no_interval="6 documents"), float("nan")),
+    Timed("large", "code", "inconclusive", Estimate(1.01, no_interval="6 documents"), float("nan")),
 )
 COLUMNS: tuple[Column[Timed], ...] = (
     Column("Model", lambda row: row.model, key="model", data=str, facet="model"),

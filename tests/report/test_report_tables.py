@@ -105,7 +105,7 @@ def test_what_was_not_asked_is_not_called_uncertified(comparison):
     verdicts = {(answer.floor, answer.machine): examples.decided(answer)}
     refused = replace(row, answers=(answer,), verdicts=verdicts)
     assert [without_speed(row, strict), without_speed(refused, floor)] == [
-        "not enough documents",
+        "inconclusive",
         "nothing faster keeps it",
     ]
     bare = replace(row, answers=())

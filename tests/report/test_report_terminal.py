@@ -54,7 +54,7 @@ def test_names_are_no_markup_and_undefined_figures_say_why():
     row = replace(comparison.rows[0], model=replace(comparison.rows[0].model, name="[red]x[/]"), answers=())
     failures = {"[b]cell[/]": "[i]why[/]"}
     text = printed(replace(comparison, rows=(row, comparison.rows[1]), failures=failures), 300)
-    for words in ("[red]x[/]", "[b]cell[/]: [i]why[/]", "not asked", "not enough documents"):
+    for words in ("[red]x[/]", "[b]cell[/]: [i]why[/]", "not asked", "inconclusive"):
         assert words in text
     card = replace(row.card, composite=Estimate(None, undefined="one class: [b]"))
     text = printed(replace(comparison, rows=(replace(row, card=card), comparison.rows[1])), 300)
@@ -70,7 +70,7 @@ def test_names_are_no_markup_and_undefined_figures_say_why():
 def test_the_answer_first_then_models_strategies_and_what_is_not_claimed():
     text = printed(examples.example_comparison(), 300)
     order = [
-        "It is not settled whether early exit pays: certified, it is at best 1.124 ×",
+        "It is inconclusive whether early exit pays: certified, it is at best 1.124 ×",
         "Best net speed that passed its floor: 1.124 × plain decoding, 1.109 to 1.139; model gpt2",
         "Models, 12 of 18; the page has all",
         "Fastest strategies, 12 of",

@@ -273,7 +273,7 @@ def test_a_trace_too_small_for_halves_gives_an_answer_with_the_reason(bench: Ben
     found = result_of(small.run(on_machine("league", floors=FLOORS), {"trace": traced}))
     assert found["entries"] == []
     assert "trace at least 40" in found["why_empty"]
-    assert [verdict["decision"] for verdict in found["verdicts"]] == ["not enough documents"] * 2
+    assert [verdict["decision"] for verdict in found["verdicts"]] == ["inconclusive"] * 2
     league = small.run(on_machine("league", floors=FLOORS), {"trace": traced}, name="its league")
     inputs = {"trace": traced, "league": league}
     tuned = result_of(small.run(on_machine("tune", floors=FLOORS), inputs))["tuned"]

@@ -45,7 +45,7 @@ from offramp.tuning.replayed_verdicts import judge
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import tune, tune_floors
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
-from offramp.tuning.verdict import OPEN
+from offramp.tuning.verdict import INCONCLUSIVE
 from offramp.tuning.verdict import settle as settle_verdict
 from offramp.workloads.shared_text import write_sketch
 
@@ -336,7 +336,9 @@ def test_with_time_a_candidate_is_decoded_on_for_as_long_as_it_may_pass(trace: T
 
 def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     none = Scripted(trace, lossless).tuned(limits=DecodingLimits(seconds=1e-9))
-    assert none.answer.startswith("not settled: the time was used up before anything with exits was decoded;")
+    assert none.answer.startswith(
+        "inconclusive: the time was used up before anything with exits was decoded;"
+    )
     assert none.plain
 
     executor = Scripted(trace, lossless)
@@ -349,7 +351,7 @@ def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.Monk
     monkeypatch.setattr(After, "documents", 2, raising=False)
     monkeypatch.setattr("offramp.tuning.executed.Deadline", After)
     tuned = executor.tuned()
-    assert tuned.answer.startswith("not settled: the time was used up after 16 documents of ")
+    assert tuned.answer.startswith("inconclusive: the time was used up after 16 documents of ")
     assert not tuned.certificate.holds
     # What had passed before is certified.
     monkeypatch.setattr(After, "documents", 5)
@@ -675,7 +677,7 @@ def test_a_floor_that_may_be_missed_by_chance_is_not_refuted(trace: Trace) -> No
         assert answer.standing == standing
         assert "did not pass the test of agreement=0.95 (documents used up after" in answer.answer
         verdict = settle_verdict(judge(trace, (0.95,), worth=0.02)[0], answer)
-        assert (verdict.decision in OPEN, verdict.missing[0]) == (True, missing)
+        assert (verdict.decision == INCONCLUSIVE, verdict.missing[0]) == (True, missing)
 
 
 def test_nothing_is_searched_or_decoded_where_a_requests_ceiling_refuses(

@@ -91,7 +91,7 @@ def test_machines_answer_for_themselves() -> None:
     for answer in answers:
         assert answer.plain == (answer.net_speedup.value == 1.0)
         assert answer.source
-    assert answers[0].decision == "not settled"  # a replay never says more
+    assert answers[0].decision == "inconclusive"  # a replay never says more
     never = [answer for answer in answers if answer.plain]
     assert all(answer.decision == "does not pay" for answer in never)
 

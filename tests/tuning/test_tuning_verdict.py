@@ -34,7 +34,7 @@ from offramp.tuning.search import add_exact, targets_around
 from offramp.tuning.splits import split_documents
 from offramp.tuning.threshold_family import exit_sets, recorded_signals
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
-from offramp.tuning.verdict import Speed, TimedPolicy, Verdict, decide, settle
+from offramp.tuning.verdict import INCONCLUSIVE, Speed, TimedPolicy, Verdict, decide, settle
 from offramp.tuning.verdict_words import CONTRADICTED, kept_words, percent_down
 from policy_traces import make_shape, make_trace
 
@@ -160,7 +160,7 @@ def test_the_shortest_threshold_is_short() -> None:
 def test_a_replay_proposes_and_never_promises() -> None:
     # So high a floor that no token may differ; lower ones are spent to the last allowed token.
     for verdict in judge(easy_and_hard(80), floors=(0.9999,)):
-        assert verdict.decision == "not settled"
+        assert verdict.outcome == "time"
         assert verdict.missing == ("decoding documents: nothing was executed",)
         assert verdict.agreement.value == 1.0
         assert verdict.net_speedup.low is not None
@@ -196,13 +196,13 @@ def test_a_replayed_interval_around_the_worth_settles_nothing() -> None:
     value = judge(trace, (0.95,))[0].net_speedup.value
     assert value is not None
     verdict = judge(trace, (0.95,), worth=value - 1)[0]
-    assert verdict.decision == "not settled"
+    assert verdict.outcome == "time"
 
 
 def test_under_twenty_documents_no_interval_and_no_claim() -> None:
     verdict = judge(easy_and_hard(38), (0.95,))[0]
     assert verdict.report_documents == 19
-    assert verdict.decision == "not settled"
+    assert verdict.outcome == "time"
     assert verdict.net_speedup.low is None
     assert verdict.net_speedup.value is not None
     assert verdict.net_speedup.value > 1.05
@@ -215,7 +215,7 @@ def test_under_twenty_documents_no_interval_and_no_claim() -> None:
 
 def test_one_document_cannot_be_judged() -> None:
     verdict = judge(easy_and_hard(1))[0]
-    assert verdict.decision == "not enough documents"
+    assert verdict.outcome == "data"
     assert verdict.net_speedup.value is None
     assert "1 document cannot both choose" in verdict.reason
     assert math.isnan(verdict.fit_agreement)
@@ -223,7 +223,7 @@ def test_one_document_cannot_be_judged() -> None:
 
 def test_a_trace_of_the_last_exit_alone_is_no_evidence_against_early_exit() -> None:
     for verdict in judge(make_trace(tokens=2000, documents=80, exits=[6])):
-        assert verdict.decision == "not settled"
+        assert verdict.outcome == "time"
         assert verdict.net_speedup.value is None
         assert "no exit before the last was traced" in verdict.reason
 
@@ -256,22 +256,22 @@ def speed(low: float | None, high: float | None, how: Any = "measured", at_hand:
     ("credit", "certified", "refuted", "fastest", "decision"),
     [
         (speed(1.06, 1.1), True, False, True, "pays"),
-        (speed(1.06, 1.1), False, False, True, "not settled"),
+        (speed(1.06, 1.1), False, False, True, "time"),
         (speed(1.06, 1.1), True, False, False, "pays"),
-        (speed(1.04, 1.1), True, False, True, "too close to call"),
-        (speed(1.04, 1.1), True, False, False, "not settled"),
-        (speed(1.05, 1.1), True, False, True, "too close to call"),
+        (speed(1.04, 1.1), True, False, True, "interval"),
+        (speed(1.04, 1.1), True, False, False, "time"),
+        (speed(1.05, 1.1), True, False, True, "interval"),
         (speed(1.01, 1.049), True, False, True, "does not pay"),
         (speed(1.01, 1.049), False, False, True, "does not pay"),
-        (speed(1.01, 1.049), False, False, False, "not settled"),
-        (speed(1.01, 1.05), True, False, True, "too close to call"),
-        (speed(None, 1.2), True, False, True, "too close to call"),
-        (speed(1.06, 1.1, "predicted"), True, False, True, "not settled"),
+        (speed(1.01, 1.049), False, False, False, "time"),
+        (speed(1.01, 1.05), True, False, True, "interval"),
+        (speed(None, 1.2), True, False, True, "interval"),
+        (speed(1.06, 1.1, "predicted"), True, False, True, "time"),
         (speed(1.01, 1.049, "predicted"), True, False, True, "does not pay"),
         (speed(1.06, 1.1, "predicted", at_hand=False), True, False, True, "pays"),
         (None, False, True, True, "does not pay"),
-        (None, True, False, True, "not settled"),
-        (None, False, False, True, "not settled"),
+        (None, True, False, True, "time"),
+        (None, False, False, True, "time"),
     ],
 )
 def test_the_rule(credit: Speed | None, certified: bool, refuted: bool, fastest: bool, decision: str) -> None:
@@ -360,7 +360,7 @@ def test_the_measured_credit_decides_and_no_measured_interval_is_multiplied(prop
     assert "0.940 × (0.900 to 0.980) the speed of prompt lookup, which needs no exits" in slower.reason
     # Where the best decoder without exits was not timed, the speed over plain decoding is only a limit.
     bare = settle(proposed, answer, TimedPolicy(speed(1.2, 1.3)))
-    assert bare.decision == "too close to call"
+    assert bare.outcome == "interval"
     assert "the best decoder without exits, timed in the same turns" in bare.missing
     assert settle(proposed, answer, TimedPolicy(speed(1.0, 1.04))).decision == "does not pay"
     # A prediction is of both.
@@ -374,7 +374,7 @@ def test_decoding_may_contradict_a_certificate(proposed: Verdict) -> None:
     answer = tuned("static:exit=4", "certified")
     fast = timed(1.06, 1.1)
     doubtful = settle(proposed, answer, replace(fast, kept=Estimate(0.9, 0.86, 0.94)))
-    assert (doubtful.decision, doubtful.missing) == ("not settled", (CONTRADICTED,))
+    assert (doubtful.outcome, doubtful.missing) == ("data", (CONTRADICTED,))
     for kept in (Estimate(0.94, 0.9, 0.96), Estimate(None, undefined="not judged"), None):
         assert settle(proposed, answer, replace(fast, kept=kept)).decision == "pays"
     slow = settle(proposed, answer, replace(timed(1.0, 1.04), kept=Estimate(0.9)))
@@ -383,14 +383,14 @@ def test_decoding_may_contradict_a_certificate(proposed: Verdict) -> None:
 
 def test_an_open_verdict_says_what_is_missing(proposed: Verdict) -> None:
     untimed = settle(proposed, tuned("static:exit=4", "certified"))
-    assert (untimed.decision, untimed.missing) == ("not settled", ("a timing of this policy",))
+    assert (untimed.outcome, untimed.missing) == ("time", ("a timing of this policy",))
     few = settle(proposed, tuned("never", "too few documents", documents=12))
-    assert few.decision == "not enough documents"
+    assert few.outcome == "data"
     assert few.missing == (
         "documents: 12 at hand to certify on, 46 needed if none loses, trace at least 76 in all",
     )
     used_up = settle(proposed, tuned("never", "too few documents"))
-    assert used_up.decision == "not enough documents"
+    assert used_up.outcome == "data"
     assert used_up.missing == ("more documents: all 60 at hand were decoded, and leave it open",)
     near = candidate(passed=False, outcome="out of reach", documents=52)
     some = settle(proposed, tuned("never", "too few documents", candidates=(near,)))
@@ -398,10 +398,10 @@ def test_an_open_verdict_says_what_is_missing(proposed: Verdict) -> None:
         "more documents: 52 leave it open, and the others of the 60 at hand could not certify it"
     )
     allowed = settle(proposed, tuned("never", "not settled", documents=12, at_hand=60))
-    assert allowed.decision == "not settled"
+    assert allowed.outcome == "time"
     assert "12 were allowed to be decoded, 46 needed" in allowed.missing[0]
     wide = settle(proposed, tuned("static:exit=4", "certified"), timed(0.98, 1.16))
-    assert wide.decision == "too close to call"
+    assert wide.outcome == "interval"
     assert wide.missing == ("a narrower interval of the speed, some 20 min of timing",)
     hopeless = settle(proposed, tuned("static:exit=4", "certified"), timed(0.98, 1.1201))
     assert hopeless.missing == ("a narrower interval of the speed, more than an hour of timing",)
@@ -412,18 +412,18 @@ def test_only_what_was_tried_is_refuted(proposed: Verdict) -> None:
     assert settle(proposed, refuted).decision == "does not pay"
     # However fast it is: it does not keep the floor.
     assert settle(proposed, refuted, timed(1.2, 1.3)).decision == "does not pay"
-    assert settle(proposed, tuned("never", "not settled", candidates=(LATE,))).decision == "not settled"
-    assert settle(proposed, tuned("never", "not settled")).decision == "not settled"
+    assert settle(proposed, tuned("never", "not settled", candidates=(LATE,))).outcome == "time"
+    assert settle(proposed, tuned("never", "not settled")).outcome == "time"
     assert settle(proposed, tuned("never", "nothing could pay")).decision == "does not pay"
     # What replay alone says, before anything was decoded, stands with its own reason.
-    no = replace(proposed, decision="does not pay", reason="as replayed")
+    no = replace(proposed, outcome="does not pay", reason="as replayed")
     said = settle(no, tuned("never", "not settled"))
     assert (said.decision, said.reason) == ("does not pay", "as replayed")
 
 
 def test_a_replay_bound_is_no_certificate(proposed: Verdict) -> None:
     bound = settle(proposed, tuned("static:exit=4", None), timed(1.06, 1.1))
-    assert bound.decision == "not settled"
+    assert bound.outcome == "time"
     assert not bound.certified
     assert "nothing was executed" in bound.missing[0]
 
@@ -435,7 +435,7 @@ def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed(proposed: V
     assert (untimed.policy, untimed.kv, untimed.gain) == (PLAIN_DECODING, None, None)
     assert untimed.speed == Speed(1.2, None, None, "predicted", "local", True)
     assert kept_words(untimed) == "kept 88 % as executed on 20 documents, below 95 %"
-    assert settle(proposed, late, timed(1.06, 1.1)).decision == "not settled"
+    assert settle(proposed, late, timed(1.06, 1.1)).outcome == "time"
     slow = settle(proposed, late, timed(0.98, 1.03))
     assert (slow.decision, slow.missing) == ("does not pay", ())
     # A resolved speed needs no narrower interval.
@@ -444,9 +444,9 @@ def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed(proposed: V
     # Candidates behind it are faster: that this one is slow refuses nothing.
     bolder = candidate("static:exit=2", passed=None, outcome="a candidate before it failed", documents=0)
     behind = tuned("never", "not settled", candidates=(LATE, bolder))
-    assert settle(proposed, behind, timed(0.98, 1.03)).decision == "not settled"
+    assert settle(proposed, behind, timed(0.98, 1.03)).outcome == "time"
     certified = tuned("static:exit=4", "certified", candidates=(CERTIFIED, LATE))
-    assert settle(proposed, certified, timed(0.98, 1.03)).decision == "not settled"
+    assert settle(proposed, certified, timed(0.98, 1.03)).outcome == "time"
     failed = tuned("static:exit=4", "certified", candidates=(CERTIFIED, candidate(passed=False), bolder))
     assert settle(proposed, failed, timed(0.98, 1.03)).decision == "does not pay"
 
@@ -471,7 +471,7 @@ def test_no_verdict_claims_more_than_its_evidence(
         assert clock == (1.06, 1.1)
     if settled.decision == "does not pay":
         assert standing in ("refuted", "nothing could pay", "nothing faster") or clock == (0.98, 1.03)
-    if settled.decision in ("not settled", "too close to call", "not enough documents"):
+    if settled.decision == INCONCLUSIVE:
         assert settled.missing
     else:
         assert not settled.missing

@@ -29,7 +29,7 @@ from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.scoring.text_quality import Measure, TextQuality
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit, replayed_credit
-from offramp.tuning.verdict import Decision, Speed, Verdict, from_main
+from offramp.tuning.verdict import Decision, Lack, Speed, Verdict, from_main
 from offramp.tuning.verdict_words import CUT, ceiling_words, kept_words, without_words
 from offramp.workloads.packing import SHORTEST_CAP
 
@@ -49,16 +49,18 @@ class Words:
 WORDS: Mapping[Decision, Words] = {
     "pays": Words("Early exit pays", "pays on", "yes"),
     "does not pay": Words("Early exit does not pay", "does not pay on", "no"),
-    "too close to call": Words(
-        "It is too close to call whether early exit pays", "is too close to call on", "too close to call"
-    ),
-    "not enough documents": Words(
-        "There are not enough documents to say whether early exit pays",
-        "cannot be judged, for want of documents, on",
-        "not enough documents",
-    ),
-    "not settled": Words("It is not settled whether early exit pays", "is not settled on", "not settled"),
+    "inconclusive": Words("It is inconclusive whether early exit pays", "is inconclusive on", "inconclusive"),
 }
+
+LACKS: Mapping[Lack, str] = {
+    "interval": "the interval holds the minimum gain",
+    "time": "it needs more time",
+    "data": "it needs more documents",
+}
+"""Why an answer is inconclusive."""
+
+NOT_EARLY = 0.03
+"""Share of the time that leaving layers out saves, below which a gain is called the shortlist's."""
 
 
 # The answer.
@@ -69,19 +71,69 @@ def headline(run: RunResult) -> str:
     if run_decision(run) == "depends on the text":
         return mixed_sentence(run.model_name, main_findings(run), figures=True)
     answer, grounds = short_answer(run), grounds_of(run)
-    return f"{answer.removesuffix('.')}: {grounds}" if grounds else answer
+    return f"{answer} {grounds[:1].upper()}{grounds[1:]}" if grounds else answer
 
 
 def short_answer(run: RunResult) -> str:
-    """The decision alone, in a sentence that can be read at a glance."""
+    """The number and the decision, in a sentence that can be read at a glance."""
     findings, decision = main_findings(run), run_decision(run)
     if decision == "depends on the text":
         return mixed_sentence(run.model_name, findings, figures=False)
     if not findings:
         return f"There is no verdict for {run.model_name}{'' if run.progress is None else ' yet'}."
     texts = listed([finding.workload for finding in findings])
-    answer = WORDS[findings[0].detail.decision].answer
-    return f"{answer} for {run.model_name} on {texts} at {whole_percent(findings[0].detail.floor)} agreement."
+    where = f"on {texts} at {whole_percent(findings[0].detail.floor)} agreement"
+    # The weakest text's number where it pays, else the strongest's, so that the sentence holds for all.
+    which = min if decision == "pays" else max
+    verdict = which((finding.detail for finding in findings), key=_reached)
+    claim, label = speed_claim(verdict), label_of(verdict)
+    if claim is None:
+        return f"{WORDS[verdict.decision].answer} for {run.model_name} {where}."
+    subject = "Early exit" if is_early(verdict) else "A shortlist, with hardly any early exit,"
+    return f"{subject} makes {run.model_name} {claim} {where}: {label}."
+
+
+def label_of(verdict: Verdict) -> str:
+    """ "pays", "does not pay", or "inconclusive, it needs more documents"."""
+    return verdict.decision if verdict.lack is None else f"{verdict.decision}, {LACKS[verdict.lack]}"
+
+
+def is_early(verdict: Verdict) -> bool:
+    """Whether what a policy gains is early exit's, and not a shortlist's alone."""
+    return verdict.gain is None or verdict.gain.layers >= NOT_EARLY or verdict.gain.head <= 0.0
+
+
+def _over_baseline(verdict: Verdict) -> Estimate:
+    """Speed over the best baseline as far as it is known, else over plain decoding."""
+    credit, speed = verdict.credit, verdict.speed
+    if credit is not None and credit.value is not None:
+        return credit
+    return verdict.net_speedup if speed is None else Estimate(speed.value, speed.low, speed.high)
+
+
+def _reached(verdict: Verdict) -> float:
+    """What a verdict says at best: the upper limit where there is one."""
+    known = _over_baseline(verdict)
+    if verdict.decision == "pays" or known.high is None:
+        return known.value or 0.0
+    return known.high
+
+
+def speed_claim(verdict: Verdict) -> str | None:
+    """ "at most 1.070 × as fast": the number that a verdict rests on; None without any."""
+    known, worth_it = _over_baseline(verdict), 1.0 + verdict.worth
+    if verdict.hopeless is not None:
+        return f"at most {times(verdict.hopeless.ceiling)} as fast"
+    if verdict.decision == "pays":
+        return None if known.value is None else f"{times(known.value)} as fast as the best baseline"
+    if verdict.decision == "does not pay" and (known.high is None or known.high >= worth_it):
+        return f"less than {times(worth_it)} as fast"  # nothing that could gain more keeps the floor
+    if known.value is None:
+        return None
+    if known.high is not None:
+        return f"at most {times(known.high)} as fast"
+    how = "predicted" if verdict.speed is None else verdict.speed.how
+    return f"about {times(known.value)} as fast ({how})"
 
 
 def mixed_sentence(model: str, findings: Sequence[Finding[Verdict]], *, figures: bool) -> str:
@@ -89,13 +141,19 @@ def mixed_sentence(model: str, findings: Sequence[Finding[Verdict]], *, figures:
     parts = []
     for decision, words in WORDS.items():
         texts = [
-            f"{finding.workload} ({short_figures(finding.detail)})" if figures else finding.workload
+            f"{finding.workload} ({short_figures(finding.detail)})" if figures else _in_short(finding)
             for finding in findings
             if finding.decision == decision
         ]
         if texts:
             parts.append(f"{words.on} {listed(texts)}")
     return f"For {model} at {whole_percent(findings[0].detail.floor)} agreement, early exit {listed(parts)}."
+
+
+def _in_short(finding: Finding[Verdict]) -> str:
+    """A text with its number: "prose (at most 1.070 ×)"."""
+    claim = speed_claim(finding.detail)
+    return finding.workload if claim is None else f"{finding.workload} ({claim.partition(' as fast')[0]})"
 
 
 def grounds_of(run: RunResult) -> str:
@@ -210,6 +268,7 @@ def _saved_words(verdict: Verdict) -> str:
     """Where the gain comes from, and what exits add to the best decoder without them."""
     parts = gain_text(verdict.gain)
     said = f"; saves of plain decoding, by price: {parts}" if parts else ""
+    said += "" if is_early(verdict) else ", so that the gain is the shortlist's, not early exit's"
     credit, speed = verdict.credit, verdict.speed
     same = speed is None or credit is None or credit.value is None or credit.value == speed.value
     if same or credit is None or credit.value is None or speed is None:

@@ -70,7 +70,7 @@ from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import BASES_NEEDED, Estimate
 from offramp.studies.comparison.results import Comparison, StrategyResult
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import OPEN, Decision, Speed
+from offramp.tuning.verdict import INCONCLUSIVE, Decision, Speed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,7 +96,7 @@ def comparison_headline(comparison: Comparison) -> str:
         )
         where = "here" if len(decisions) == 1 else f"in {len(paying):,} of {cells}"
         return f"Early exit pays {where}: {at_best}."
-    if decision in OPEN:
+    if decision == INCONCLUSIVE:
         if not any(finding.decision == decision and finding.certified for finding in findings):
             return _open_headline(decision, decisions, findings)
         why = at_best or "what is certified has no speed on documents that it has not seen"
@@ -149,7 +149,7 @@ def _uncertified_headline(comparison: Comparison) -> str:
         return "These are scores alone: whether early exit pays in time was not asked."
     how = "decoded for real" if measured else "by replay and without a certificate"
     too_slow = comparison_decision(comparison) == "does not pay"
-    answer = NOWHERE if too_slow else WORDS["not settled"].answer
+    answer = NOWHERE if too_slow else WORDS[INCONCLUSIVE].answer
     speed = over_plain(best.net_speedup)
     return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {speed}."
 

@@ -46,7 +46,7 @@ from offramp.studies.comparison.results import (
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import OPEN, Decision, Speed, Verdict, decide, from_main
+from offramp.tuning.verdict import INCONCLUSIVE, Decision, Speed, Verdict, decide, decision_of, from_main
 
 OverallDecision = Decision | Literal["depends on the text", "undefined"]
 
@@ -137,7 +137,7 @@ class Finding(ShownAsHtml, Generic[Detail]):
     @property
     def unknown(self) -> bool:
         """Whether it is open, and not even certified."""
-        return self.decision in OPEN and not self.certified
+        return self.decision == INCONCLUSIVE and not self.certified
 
     @property
     def timed(self) -> bool:
@@ -231,7 +231,7 @@ def speed_of(speedup: Estimate, *, measured: bool) -> Speed | None:
 
 def decision_on(speed: Speed | None, *, certified: bool) -> Decision:
     """A decision on one policy by the rule of the verdict."""
-    return decide(worth=WORTH, credit=speed, certified=certified)
+    return decision_of(decide(worth=WORTH, credit=speed, certified=certified))
 
 
 def main_verdict(workload: WorkloadResult) -> Verdict | None:
@@ -294,7 +294,7 @@ def _cell_decision(findings: Sequence[Finding[Tuned]]) -> Decision:
 def _first(decisions: Iterable[Decision]) -> Decision:
     """What several say together: that it pays anywhere, else what is open, else that it does not pay."""
     said = set(decisions)
-    return next((decision for decision in ("pays", *OPEN) if decision in said), "does not pay")
+    return next((decision for decision in ("pays", INCONCLUSIVE) if decision in said), "does not pay")
 
 
 def _is_looser(floor: Floor, than: Floor) -> bool:

@@ -27,9 +27,7 @@ KIND_MEANING: dict[Kind, str] = {
 DECISION_SIGNS: dict[str, str] = {
     "pays": "✓",
     "does not pay": "✕",
-    "too close to call": "≈",
-    "not enough documents": "?",
-    "not settled": "…",
+    "inconclusive": "?",
     "depends on the text": "±",
     "undefined": "?",
 }

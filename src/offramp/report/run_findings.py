@@ -27,7 +27,7 @@ from offramp.report.formats import counted, listed, percent, whole_percent
 from offramp.report.run_reading import NOT_ASKED
 from offramp.report.run_result import RunResult
 from offramp.tracing.request import DEFAULT_TOKENS
-from offramp.tuning.verdict import OPEN, TOO_FEW, Verdict, from_main
+from offramp.tuning.verdict import Verdict, from_main
 
 MORE = 4.0
 """So many times the minutes that a run took are asked for where these did not settle it."""
@@ -87,7 +87,7 @@ def _decoding(run: RunResult, call: RunCall) -> NextStep | None:
         (workload.name, verdict)
         for workload in run.workloads
         for verdict in workload.verdicts
-        if verdict.decision in OPEN and verdict.decision != TOO_FEW
+        if verdict.lack is not None and verdict.lack != "data"
     ]
     if not still_open:
         return None
@@ -111,7 +111,7 @@ def _decoding(run: RunResult, call: RunCall) -> NextStep | None:
 def _more_text(run: RunResult, call: RunCall) -> NextStep | None:
     """More of the text where too little was traced to judge it, or a looser floor than any that was asked for
     if its documents could certify that; else a text of more documents."""
-    few = [finding for finding in main_findings(run) if finding.decision == TOO_FEW]
+    few = [finding for finding in main_findings(run) if finding.detail.lack == "data"]
     if not few:
         return None
     text, verdict = few[0].workload, few[0].detail

@@ -61,7 +61,7 @@ class Run(Measuring, Placed, Streamed, Made, Request):
     a prediction."""
     minutes: Annotated[Minutes | None, not_identity, not_repeated, only_with("decode")] = None
     """Minutes of that real decoding, all texts together: of documents for certificates, and of timing. By
-    default {DECODE_MINUTES:g}. Where a verdict is not settled, the same command with more goes on."""
+    default {DECODE_MINUTES:g}. Where a verdict is inconclusive, the same command with more goes on."""
     beside: Annotated[str | Sequence[str], not_identity, only_with("decode")] = ()
     """What you would use instead of exits, timed in the same turns: int8, llama.cpp (of a .gguf file), or
     several at once, as "int8 + prompt_lookup"; may be given several times."""

@@ -21,7 +21,7 @@ from offramp.tuning.held_out import HeldOut, measure, measure_parts, speed_over
 from offramp.tuning.pool import FULL_MODEL, Pool, ScoredPolicy
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.replayed_verdicts import Halves, choose, halves_of
-from offramp.tuning.verdict import Decision, decide_replayed
+from offramp.tuning.verdict import Decision, decide_replayed, decision_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ def _answer(
         source=source,
         batch=pricing.batch,
         floor=floor.value,
-        decision=decide_replayed(best, credit, pricing.machine, worth),
+        decision=decision_of(decide_replayed(best, credit, pricing.machine, worth)),
         without=str(without),
     )
 

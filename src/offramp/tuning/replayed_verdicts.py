@@ -26,7 +26,7 @@ from offramp.tuning.pool import Pool, ScoredPolicy, SearchEvidence, require_poli
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_documents
-from offramp.tuning.verdict import TOO_FEW, Decision, Verdict, decide_replayed, predicted_speed
+from offramp.tuning.verdict import Outcome, Verdict, decide_replayed, predicted_speed
 from offramp.tuning.verdict_words import NOT_EXECUTED, refusal_words, replay_reason
 
 
@@ -118,13 +118,13 @@ def judge(
         speedup = held.net_speedup
         decoding = predicted_speed(speedup, pricing.machine)
         credit = of_request(request, credit, speedup.value)
-        decision = decide_replayed(held.policy, credit, pricing.machine, worth)
+        outcome = decide_replayed(held.policy, credit, pricing.machine, worth)
         return Verdict(
             floor=floor,
             worth=worth,
-            decision=decision,
+            outcome=outcome,
             reason="",
-            missing=() if decision == "does not pay" else (NOT_EXECUTED,),
+            missing=() if outcome == "does not pay" else (NOT_EXECUTED,),
             policy=held.policy,
             kv=None,
             certificate=None,
@@ -154,14 +154,14 @@ def judge(
         undefined = Estimate(None, undefined=why)
         transformed = trace.reference_top1 is not None
         nothing = unmeasured(PLAIN_DECODING, why, pricing.plain, transformed=transformed)
-        decision: Decision = "not settled" if len(fit) else TOO_FEW
+        outcome: Outcome = "time" if len(fit) else "data"
         settled: dict[str, Any] = {"reason": f"Nothing was judged: {why}.", "missing": (why,), "credit": None}
         if refused:
-            decision, settled = "does not pay", {"reason": refused, "missing": (), "credit": None}
+            outcome, settled = "does not pay", {"reason": refused, "missing": (), "credit": None}
         unjudged = (
             verdict(floor, nothing, PLAIN_DECODING, undefined, undefined, math.nan) for floor in floors
         )
-        return tuple(replace(undecided, decision=decision, **settled) for undecided in unjudged)
+        return tuple(replace(undecided, outcome=outcome, **settled) for undecided in unjudged)
     halves = halves or halves_of(trace, seed)
     verdicts = []
     for floor in floors:

@@ -17,7 +17,18 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.tuned import FloorStanding, Tuned
 from offramp.tuning.verdict_words import CONTRADICTED, missing_of, settled_reason
 
-Decision = Literal["pays", "does not pay", "too close to call", "not enough documents", "not settled"]
+Decision = Literal["pays", "does not pay", "inconclusive"]
+Lack = Literal["interval", "time", "data"]
+"""What an inconclusive answer lacks: an interval that leaves out 1 + worth, time, or documents."""
+Outcome = Literal["pays", "does not pay", "interval", "time", "data"]
+"""A decision, or what is lacking for one."""
+
+INCONCLUSIVE: Decision = "inconclusive"
+
+
+def decision_of(outcome: Outcome) -> Decision:
+    """The decision of an outcome."""
+    return outcome if outcome == "pays" or outcome == "does not pay" else INCONCLUSIVE
 
 
 @dataclass(frozen=True)
@@ -68,16 +79,16 @@ class Verdict(KeptAndSaved):
     documents, judged on the other. The gain is of the speed that is shown.
     """
 
-    READ_OFF: ClassVar[tuple[str, ...]] = ("certified",)
+    READ_OFF: ClassVar[tuple[str, ...]] = ("certified", "decision")
     IF_ANY: ClassVar[tuple[str, ...]] = ("request", "decoding", "text_quality")
 
     floor: float
     worth: float
     """The gain in speed from which on it counts as paying."""
-    decision: Decision
+    outcome: Outcome
     reason: str
     missing: tuple[str, ...]
-    """What would settle a verdict that is open, or how many documents are needed where there are too few."""
+    """What would settle a verdict that is inconclusive, or how many documents are needed."""
     policy: ExitPolicy
     """`Never` if nothing is certified that is faster."""
     kv: str | None
@@ -117,6 +128,16 @@ class Verdict(KeptAndSaved):
     nothing."""
 
     @property
+    def decision(self) -> Decision:
+        """The label."""
+        return decision_of(self.outcome)
+
+    @property
+    def lack(self) -> Lack | None:
+        """What is lacking for a decision; None of a verdict that is settled."""
+        return None if self.outcome == "pays" or self.outcome == "does not pay" else self.outcome
+
+    @property
     def speed_of_tokens(self) -> Speed | None:
         """That of decoding alone, whatever `speed` is of."""
         return self.decoding or self.speed
@@ -143,11 +164,6 @@ class Verdict(KeptAndSaved):
         return None if risk is None else Estimate(1.0 - risk)
 
 
-TOO_FEW: Decision = "not enough documents"
-OPEN: tuple[Decision, ...] = ("too close to call", "not settled", TOO_FEW)
-"""What is neither yes nor no."""
-
-
 def from_main(floor: float) -> float:
     """How far a floor is from the main one: the nearest answers where the main one was not asked for."""
     return abs(floor - MAIN_FLOOR)
@@ -155,7 +171,7 @@ def from_main(floor: float) -> float:
 
 def decide(
     *, worth: float, credit: Speed | None, certified: bool, refuted: bool = False, fastest: bool = True
-) -> Decision:
+) -> Outcome:
     """The rule of the verdict, for one model, text, machine, batch size and floor.
 
     credit: speed over the best decoder without exits, of the candidate that is certified, or may yet be; None
@@ -163,24 +179,23 @@ def decide(
     policy that could gain what is worth it keeps the floor, as tried. fastest: whether no bolder candidate is
     still to be tested.
 
-    (`settle` says "not enough documents" in its place where these could not have certified anything.)
-
     "pays": certified, and the lower limit of a measured credit exceeds 1 + worth, or of a predicted one where
     the machine is not at hand. "does not pay": refuted, or the upper limit of the fastest candidate's credit
-    lies below 1 + worth. "too close to call": certified and measured, with 1 + worth inside the interval.
-    "not settled": else; something was not decoded or not timed.
+    lies below 1 + worth. Else it is inconclusive. "interval": certified and measured, with 1 + worth inside
+    the interval. "time": something was not decoded or not timed. (`settle` says "data" in its place where the
+    documents could not have certified anything.)
     """
     if refuted or (fastest and credit is not None and credit.high is not None and credit.high < 1.0 + worth):
         return "does not pay"
     if not certified or credit is None or (credit.how == "predicted" and credit.at_hand):
-        return "not settled"
+        return "time"
     if credit.low is not None and credit.low > 1.0 + worth:
         return "pays"
-    return "too close to call" if fastest else "not settled"
+    return "interval" if fastest else "time"
 
 
-def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: float) -> Decision:
-    """The decision that a replay on unseen documents allows: it may refuse, and never promises.
+def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: float) -> Outcome:
+    """The outcome that a replay on unseen documents allows: it may refuse, and never promises.
 
     speedup: over the fastest decoder that leaves no layer out.
     """
@@ -219,17 +234,17 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
     refuted = by_standing == "does not pay" or (certified and tuned.policy.full_depth)
     candidates = [candidate for candidate in tuned.candidates if not candidate.lossless]
     fastest = not tuned.bolder_open if exits else tried is not None and tried == candidates[-1]
-    decision = decide(
+    outcome = decide(
         worth=verdict.worth, credit=credit, certified=certified, refuted=refuted, fastest=fastest
     )
-    replayed = decision == "not settled" and not exits and tried is None
-    if replayed and verdict.decision == "does not pay":
-        decision = "does not pay"  # replay already says that nothing is worth it, before any drift
-    if decision == "not settled" and by_standing is not None:
-        decision = by_standing
+    replayed = outcome == "time" and not exits and tried is None
+    if replayed and verdict.outcome == "does not pay":
+        outcome = "does not pay"  # replay already says that nothing is worth it, before any drift
+    if outcome == "time" and by_standing is not None:
+        outcome = by_standing
     settled = replace(
         verdict,
-        decision=decision,
+        outcome=outcome,
         policy=tuned.policy,
         kv=tuned.kv if exits else None,
         certificate=tuned.certificate,
@@ -244,20 +259,20 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         decoding=None if verdict.request is None else decoding,
         text_quality=tuned.text_quality,
     )
-    reason = verdict.reason if replayed and decision == "does not pay" else settled_reason(settled, tuned)
-    if exits and contradicted and decision in OPEN:
-        return replace(settled, reason=reason, missing=(CONTRADICTED,))
-    missing = missing_of(settled, tuned) if decision in OPEN else ()
+    reason = verdict.reason if replayed and outcome == "does not pay" else settled_reason(settled, tuned)
+    if exits and contradicted and settled.lack is not None:
+        return replace(settled, outcome="data", reason=reason, missing=(CONTRADICTED,))
+    missing = missing_of(settled, tuned) if settled.lack is not None else ()
     return replace(settled, reason=reason, missing=missing)
 
 
-DECIDED: Mapping[FloorStanding, Decision | None] = {
+DECIDED: Mapping[FloorStanding, Outcome | None] = {
     "certified": None,
     "refuted": "does not pay",
     "nothing could pay": "does not pay",
     "nothing faster": "does not pay",
-    "too few documents": TOO_FEW,
-    "not settled": "not settled",
+    "too few documents": "data",
+    "not settled": "time",
 }
 """What how a floor stands says of early exit by itself; None of one whose speed decides."""
 

@@ -130,7 +130,7 @@ def _full_model_fails(job: TuningJob, certificate: Certificate, alone: Candidate
     after = f"after {alone.documents} documents{certificate.of_tokens}{_kept_so_far(alone)}"
     if alone.outcome == OUT_OF_TIME:
         return (
-            "not settled: the time was used up by the test of the full model itself, without any exit, "
+            "inconclusive: the time was used up by the test of the full model itself, without any exit, "
             f"{after}; {GOES_ON}. {ORIGINAL_STAYS}"
         )
     below = alone.executed is not None and alone.executed < job.floor.value
@@ -170,14 +170,16 @@ def _not_certified(
             f"a looser floor. {STAYS}"
         )
     if last is None:
-        return f"not settled: the time was used up before anything with exits was decoded; {GOES_ON}. {STAYS}"
+        return (
+            f"inconclusive: the time was used up before anything with exits was decoded; {GOES_ON}. {STAYS}"
+        )
     if last.outcome != OUT_OF_TIME:
         return (
             f"not certified: {last.policy} with keys and values by {last.kv} did not pass the test of "
             f"{job.floor} ({last.outcome} after {last.documents} documents{_kept_so_far(last)}). {STAYS}"
         )
     return (
-        f"not settled: the time was used up after {last.documents} documents of {last.policy}, one of "
+        f"inconclusive: the time was used up after {last.documents} documents of {last.policy}, one of "
         f"{len(candidates)} candidates{_kept_so_far(last)}; {GOES_ON}. {STAYS}"
     )
 

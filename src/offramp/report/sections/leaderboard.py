@@ -43,7 +43,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row
 from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import OPEN
+from offramp.tuning.verdict import INCONCLUSIVE
 
 OWN_TEXT = "bits per byte of a model's own answers say nothing about a text that others share"
 COMPONENTS = ("representation", "increment", "calibration")
@@ -201,7 +201,7 @@ def without_speed(row: Row, floor: Floor) -> str:
     ]
     if not here:
         return "not asked"
-    return next((decision for decision in OPEN if decision in here), "nothing faster keeps it")
+    return INCONCLUSIVE if INCONCLUSIVE in here else "nothing faster keeps it"
 
 
 def exits_at(rows: Sequence[Row], floor: Floor) -> bool:

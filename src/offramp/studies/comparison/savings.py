@@ -28,7 +28,7 @@ from offramp.studies.comparison.results import (
 )
 from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import OPEN
+from offramp.tuning.verdict import INCONCLUSIVE
 
 
 def trained_savings(rows: Sequence[Row], strategies: Sequence[StrategyResult]) -> Iterator[TrainedSaving]:
@@ -53,7 +53,8 @@ def trained_savings(rows: Sequence[Row], strategies: Sequence[StrategyResult]) -
                 training=row.training,
                 policy=NEVER if saved.value is None else str(answer.policy),
                 passed="" if saved.value is None else passed,
-                open=saved.value is None and row.verdicts[answer.floor, answer.machine].decision in OPEN,
+                open=saved.value is None
+                and row.verdicts[answer.floor, answer.machine].decision == INCONCLUSIVE,
                 basis=basis,
                 saved=saved,
                 credit=credit,
