@@ -69,7 +69,7 @@ def test_the_certificate_is_that_of_the_naive_loop(tuned: Tuned) -> None:
     for name in first[: certificate.stopped_after]:
         opening = Opening(name, tuple(model.encode(by_id[name])[:6]), True)
         answer = decoded_alone(model, opening, options, 6).tokens
-        losses.append(1 - np.equal(best_tokens(model, opening.ids, answer), answer).mean())
+        losses.append(1 - np.equal(best_tokens(model, opening.ids, answer), answer)[1:].mean())
     assert certificate.stopped_after <= len(first)
     ended = settle(np.array(losses), 0.2, 0.1, certificate.documents)
     assert ended == ("certified", certificate.stopped_after)
