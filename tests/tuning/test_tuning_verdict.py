@@ -443,8 +443,19 @@ def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed(proposed: V
     assert fast.missing == ("time to decode the documents that are at hand, 20 documents so far",)
     # Candidates behind it are faster: that this one is slow refuses nothing.
     bolder = candidate("static:exit=2", passed=None, outcome="a candidate before it failed", documents=0)
+    bolder = replace(bolder, predicted_speed=1.25 * LATE.predicted_speed)
     behind = tuned("never", "not settled", candidates=(LATE, bolder))
     assert settle(proposed, behind, timed(0.98, 1.03)).outcome == "time"
+    # Unless they would be too slow even if they gained what they were predicted to gain beyond it.
+    assert settle(proposed, behind, timed(0.49, 0.64)).decision == "does not pay"
+    few = tuned("never", "too few documents", candidates=(LATE, bolder), documents=12)
+    assert settle(proposed, few, timed(0.49, 0.64)).decision == "does not pay"
+    assert settle(proposed, few, timed(0.98, 1.03)).outcome == "data"
+    # So where the time was used up: no time brings documents that are not at hand.
+    late = tuned("never", "not settled", candidates=(LATE, bolder), documents=12)
+    assert settle(proposed, late, timed(0.98, 1.03)).outcome == "data"
+    allowed = tuned("never", "not settled", candidates=(LATE, bolder), documents=12, at_hand=60)
+    assert settle(proposed, allowed, timed(0.98, 1.03)).outcome == "time"
     certified = tuned("static:exit=4", "certified", candidates=(CERTIFIED, LATE))
     assert settle(proposed, certified, timed(0.98, 1.03)).outcome == "time"
     failed = tuned("static:exit=4", "certified", candidates=(CERTIFIED, candidate(passed=False), bolder))

@@ -234,6 +234,11 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
     refuted = by_standing == "does not pay" or (certified and tuned.policy.full_depth)
     candidates = [candidate for candidate in tuned.candidates if not candidate.lossless]
     fastest = not tuned.bolder_open if exits else tried is not None and tried == candidates[-1]
+    if not fastest and timed is not None and credit is not None and credit.high is not None:
+        # A bolder one is faster by what it was predicted to be; what is too slow even so needs no test.
+        own = tuned.net_speedup.value if tried is None else tried.predicted_speed
+        boldest = max(candidate.predicted_speed for candidate in candidates)
+        fastest = credit.high * max(1.0, boldest / (own or 1.0)) < 1.0 + verdict.worth
     outcome = decide(
         worth=verdict.worth, credit=credit, certified=certified, refuted=refuted, fastest=fastest
     )
@@ -242,6 +247,8 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         outcome = "does not pay"  # replay already says that nothing is worth it, before any drift
     if outcome == "time" and by_standing is not None:
         outcome = by_standing
+    if outcome == "time" and _lacks_documents(tuned):
+        outcome = "data"  # which no time would bring
     settled = replace(
         verdict,
         outcome=outcome,
@@ -264,6 +271,13 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         return replace(settled, outcome="data", reason=reason, missing=(CONTRADICTED,))
     missing = missing_of(settled, tuned) if settled.lack is not None else ()
     return replace(settled, reason=reason, missing=missing)
+
+
+def _lacks_documents(tuned: Tuned) -> bool:
+    """Whether all documents at hand, decoded, could not certify the floor even if none lost anything."""
+    certificate, grounds = tuned.certificate, tuned.grounds
+    few = certificate.executed and certificate.documents < certificate.documents_needed
+    return few and (grounds is None or certificate.documents >= grounds.at_hand)
 
 
 DECIDED: Mapping[FloorStanding, Outcome | None] = {
