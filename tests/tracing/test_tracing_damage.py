@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import stored_traces
 from killed_runs import everything
-from stored_traces import files_of, flip, killed_children, run
+from stored_traces import files_of, flip, killed_children, read_stored, run, write_stored
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import TEMPORARY_PREFIX
@@ -151,6 +151,91 @@ def test_a_json_file_that_was_cut_is_named_and_repaired(name: str, left: int, fo
     for aside in folder.glob(f"{name}.changed"):
         assert len(aside.read_bytes()) == left
         aside.unlink()
+    assert files_of(folder) == whole
+
+
+def more_rows(manifest: dict[str, Any]) -> None:
+    """Of the first document, everywhere in the manifest."""
+    document, part = manifest["documents"][0], manifest["parts"][0]
+    for rows, key in (
+        (document, "tokens"),
+        (part, "rows"),
+        (part["marginal_rows"], "0"),
+        (manifest, "tokens"),
+    ):
+        rows[key] += 10**9
+
+
+def other_lengths(manifest: dict[str, Any]) -> None:
+    """Of two documents of one part, as many tokens together."""
+    blocks = manifest["parts"][0]["marginal_rows"]
+    for document, more in zip(manifest["documents"], (-1, 1), strict=False):
+        document["tokens"] += more
+        blocks[str(document["block"])] += more
+
+
+IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "negative rows": (lambda manifest: manifest["parts"][0].update(rows=-1), r"parts\[1\].rows"),
+    "a row more": (
+        lambda manifest: manifest["parts"][0].update(rows=manifest["parts"][0]["rows"] + 1),
+        "blocks",
+    ),
+    "endless rows": (lambda manifest: manifest["parts"][0].update(rows=10**12), "has 1000000000000 rows"),
+    "rows of no file": (
+        more_rows,
+        r"facts-00000.parquet: it has 120 rows, and by the manifest.json 3000000120",
+    ),
+    "lengths of no file": (other_lengths, "tokens-00000.parquet: its documents are not those"),
+    "no parts": (lambda manifest: manifest.update(parts=[]), "do not belong together"),
+    "a part twice": (lambda manifest: manifest["parts"].append(manifest["parts"][0]), "another number"),
+    "a file outside": (
+        lambda manifest: manifest["parts"][0]["files"]["facts"].update(name="../facts-00000.parquet"),
+        "files of other names",
+    ),
+    "no documents": (lambda manifest: manifest.update(documents=[]), "do not belong together"),
+    "negative tokens": (lambda manifest: manifest["documents"][0].update(tokens=-5), "tokens"),
+    "a block too many": (lambda manifest: manifest["documents"][0].update(block=16), "block"),
+    "an id twice": (
+        lambda manifest: manifest["documents"][0].update(manifest["documents"][1], index=0),
+        "same id",
+    ),
+    "documents left out": (
+        lambda manifest: [document.update(valid=False) for document in manifest["documents"]],
+        "is left out, and has",
+    ),
+    "no sketch": (
+        lambda manifest: manifest["documents"][0].update(text="zz"),
+        "the sketch of a text, not 'zz'",
+    ),
+    "half a sketch": (
+        lambda manifest: manifest["documents"][0].update(text="AAAAAA=="),
+        "the sketch of a text",
+    ),
+    "other tokens": (lambda manifest: manifest.update(tokens=10**15), "do not belong together"),
+    "an exit too deep": (lambda manifest: manifest["exits"].__setitem__(-1, 99), "do not ascend"),
+    "layers": (
+        lambda manifest: manifest["shape"].update(layers=manifest["shape"]["layers"] * 2),
+        "do not ascend",
+    ),
+    "vocabulary": (lambda manifest: manifest["shape"].update(vocabulary_size=-320), "vocabulary_size"),
+    "another vocabulary": (
+        lambda manifest: manifest["shape"].update(vocabulary_size=10**14),
+        "marginal-00000",
+    ),
+    "a fact of texts": (lambda manifest: manifest["facts"][0].update(dtype="str"), "dtype"),
+}
+"""What is done to a manifest that is sealed anew, and what is said of it."""
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_an_impossible_manifest_is_refused_and_repaired(case: str, folder: Path) -> None:
+    whole, path = files_of(folder), folder / "manifest.json"
+    manifest, (change, words) = read_stored(path), IMPOSSIBLE[case]
+    change(manifest)
+    write_stored(path, manifest)
+    with pytest.raises(DamagedFileError, match=words):
+        Trace.load(folder)
+    run(folder, repair=True)
     assert files_of(folder) == whole
 
 

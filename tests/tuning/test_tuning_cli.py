@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from offramp.report.sections.tuned import front_table
 from offramp.tracing.facts import FACTS
 from offramp.tracing.manifest import describe_trace, write_manifest
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.sealed_parts import Part, PartDocument, write_part
+from offramp.tracing.sealed_parts import Part, PartDocument, block_of, write_part
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import Candidate
 from offramp.tuning.tune import tune
@@ -47,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         code="",
         versions={},
     )
+    blocks = Counter(block_of(place, DOCUMENTS) for place in range(DOCUMENTS))
     part = Part(
         index=0,
         tokens={
@@ -54,8 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for name in ("token", "next_token", "document", "position", "generated")
         },
         facts={fact.name: trace.fact(fact.name) for fact in FACTS},
-        marginal={0: np.ones(30)},
-        marginal_rows={0: rows},
+        marginal={block: np.ones(trace.shape.vocabulary_size) for block in blocks},
+        marginal_rows={block: count * TOKENS for block, count in blocks.items()},
         documents=tuple(PartDocument(place, TOKENS) for place in range(DOCUMENTS)),
     )
     path = tmp_path_factory.mktemp("traces") / "texts"

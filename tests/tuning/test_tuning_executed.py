@@ -87,7 +87,7 @@ class Scripted:
 
     def certified_on(self, documents: int) -> dict[str, str]:
         return {
-            f"opening {number}": write_sketch(np.array([number], np.uint32)) for number in range(documents)
+            f"opening {number}": write_sketch(np.array([number, 0], np.uint32)) for number in range(documents)
         }
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:

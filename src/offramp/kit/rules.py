@@ -16,11 +16,15 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
 from offramp.kit.numbers import LIMITS, Count, shown_number, within
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 SHOWN = 60
 """Characters that a message repeats of what was given."""
@@ -42,6 +46,17 @@ class Must:
     what: str
     fix: str = ""
     """By default what it must be."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._read, handler(source))
+
+    def _read(self, value: Any) -> Any:
+        """A value of a record in a file (`offramp.kit.typed`)."""
+        if not self.holds(value):
+            raise ValueError(f"it must be {self.what}{_not(value)}")
+        return value
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def from_json(kind: type[Record], value: Any) -> Record:
         found: Record = _adapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InvalidRecordError(shown_location(first["loc"]), first["msg"]) from error
+        what = first["msg"].removeprefix("Value error, ")  # of a rule or record of ours, not of a type
+        raise InvalidRecordError(shown_location(first["loc"]), what) from error
     return found
 
 

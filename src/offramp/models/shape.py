@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from offramp.errors import InputError
+from offramp.kit.numbers import Count, NotNegative, Positive, Whole
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one weight, by what models are loaded in."""
@@ -18,9 +19,9 @@ class CrossShape:
     """A decoder layer's attention to what an encoder read, with as many heads as to its own tokens; its K and
     V are made once a request."""
 
-    key_value_width: int
+    key_value_width: Whole
     """Elements kept per encoded position, read once a token."""
-    key_value_parameters: int
+    key_value_parameters: Whole
     """Elements of the weights that make them, multiplied once per encoded position; no token's."""
 
 
@@ -30,14 +31,14 @@ class EncoderShape:
 
     IF_ANY: ClassVar[tuple[str, ...]] = ("picture_flops",)
 
-    parameters: int
+    parameters: Whole
     """Elements of its weights, embeddings left out."""
-    positions: float
+    positions: NotNegative
     """That it gives the decoder to attend to, or of a prompt with its pictures: of a trace the mean over its
     documents, else of a probe."""
-    attention_width: int = 0
+    attention_width: Whole = 0
     """Query heads x head size over all its layers; each position attends to every other."""
-    picture_flops: float | None = None
+    picture_flops: NotNegative | None = None
     """Of an image-text model, what it makes of a picture, whatever else is in the prompt, whose positions
     then run through the decoder's own layers."""
 
@@ -50,31 +51,31 @@ class LayerShape:
 
     kind: str
     """Either "attention", "recurrent", "hybrid" (both in one layer) or "feedforward" (neither)."""
-    parameters: int
+    parameters: Whole
     """Elements of every weight in the layer."""
-    active_parameters: int
+    active_parameters: Whole
     """Elements that one token multiplies (for a mixture of experts: routed and shared only; without those of
     `cross`)."""
-    key_value_parameters: int
+    key_value_parameters: Whole
     """Elements of the weights that make K and V (0 without attention)."""
-    key_value_width: int
+    key_value_width: Whole
     """Elements kept in the cache per token (0 without attention)."""
-    attention_width: int
+    attention_width: Whole
     """Query heads x head size; scores and values cost 4 x this FLOPs per attended position."""
-    window: int | None
+    window: Count | None
     """Attended positions at most, None for all."""
-    state_elements: int
+    state_elements: Whole
     """Elements of a recurrent state, read and written once per token."""
-    experts: int = 0
+    experts: Whole = 0
     """Of a mixture of experts, how many there are (0 otherwise)."""
-    experts_per_token: int = 0
+    experts_per_token: Whole = 0
     """Of them, how many a token is routed to."""
-    expert_parameters: int = 0
+    expert_parameters: Whole = 0
     """Elements of all routed experts together."""
-    expansion_parameters: int = 0
+    expansion_parameters: Whole = 0
     """Elements of the weights that make K and V anew from a cached latent, multiplied once for every attended
     position (0 where the cache holds K and V themselves)."""
-    element_bytes: float | None = None
+    element_bytes: Positive | None = None
     """Mean bytes of one weight of this layer where that is not the model's (quantised weights, scales
     included), None otherwise."""
     cross: CrossShape | None = None
@@ -88,16 +89,16 @@ class ModelShape:
     IF_ANY: ClassVar[tuple[str, ...]] = ("encoder", "context_length")
 
     layers: tuple[LayerShape, ...]
-    hidden_size: int
-    vocabulary_size: int
-    tail_parameters: int
-    head_parameters: int
+    hidden_size: Count
+    vocabulary_size: Count
+    tail_parameters: Whole
+    head_parameters: Whole
     """Elements of the output matrix (vocabulary x hidden), tied or not."""
-    element_bytes: int
+    element_bytes: Count
     """Bytes of one weight as it is loaded (`ELEMENT_BYTES`)."""
     encoder: EncoderShape | None = None
     """None for a model that has none."""
-    context_length: int | None = None
+    context_length: Count | None = None
     """Positions of a sequence at most; None for a model that states no limit, and in older traces."""
 
 

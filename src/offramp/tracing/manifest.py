@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from offramp.errors import DamagedFileError, InputError, shortened
 from offramp.files import (
@@ -16,12 +19,25 @@ from offramp.files import (
     sha256_of_file,
     write_sealed_json,
 )
+from offramp.kit.numbers import Count, Whole
 from offramp.kit.rules import near_paths
 from offramp.kit.typed import read_record, to_json
 from offramp.models.devices import CPU
 from offramp.models.shape import ModelShape
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
-from offramp.tracing.sealed_parts import FILE_KINDS, FileKind, Part, block_of, damaged, part_path, trace_file
+from offramp.tracing.sealed_parts import (
+    FILE_KINDS,
+    Block,
+    FileKind,
+    Part,
+    block_of,
+    damaged,
+    part_path,
+    read_columns,
+    rows_in,
+    trace_file,
+)
+from offramp.workloads.shared_text import SketchText
 
 MANIFEST = "manifest.json"
 
@@ -41,18 +57,18 @@ class DocumentRecord:
     """One traced document: its id, traced tokens, and why it was left out if it was."""
 
     id: str
-    tokens: int
+    tokens: Whole
     valid: bool = True
     reason: str | None = None
-    text: str | None = None
+    text: SketchText | None = None
     """The sketch of its whole text (`offramp.workloads.shared_text.read_sketch`), None in a trace from before
     schema version 4."""
     heads_saw: bool = False
     """It shares text with one that the trace's exit heads were fitted on, or the model itself as far as that
     is known."""
-    index: int = 0
+    index: Whole = 0
     """Its place in the selection."""
-    block: int = 0
+    block: Block = 0
     """Of the marginal (`offramp.tracing.sealed_parts.block_of`)."""
 
 
@@ -69,7 +85,7 @@ class RecordedFact:
     """One column of the facts."""
 
     name: str
-    dtype: str
+    dtype: Literal["int32", "float32"]
     unit: str
 
 
@@ -79,16 +95,16 @@ class FileRecord:
 
     name: str
     sha256: str
-    bytes: int
+    bytes: Whole
 
 
 @dataclass(frozen=True)
 class PartRecord:
     """One part of a trace."""
 
-    index: int
-    rows: int
-    marginal_rows: dict[int, int]
+    index: Whole
+    rows: Whole
+    marginal_rows: dict[Block, Whole]
     """Rows of each block."""
     files: dict[FileKind, FileRecord] = field(default_factory=dict)
     """By kind, none for a part in memory."""
@@ -101,11 +117,11 @@ class Manifest:
     request: dict[str, Any]
     """As its own file has it."""
     request_fingerprint: str
-    exits: tuple[int, ...]
+    exits: tuple[Count, ...]
     shape: ModelShape
     facts: tuple[RecordedFact, ...]
     documents: tuple[DocumentRecord, ...]
-    tokens: int
+    tokens: Count
     notes: tuple[str, ...]
     parts: tuple[PartRecord, ...]
     document_facts: tuple[str, ...] = ()
@@ -217,7 +233,38 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = _FILE.read(path)
     if manifest.kind != KIND:
         raise damaged(path, "it is not that of a trace")
+    for contradiction in _contradictions(manifest):
+        raise damaged(path, contradiction)
     return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What in a manifest cannot be true beside the rest of it."""
+    exits, layers = manifest.exits, len(manifest.shape.layers)
+    documents, parts = manifest.documents, manifest.parts
+    if list(exits) != sorted({*exits, layers}):
+        yield f"its exits {shortened(str(list(exits)))} do not ascend to {layers}, the model's last layer"
+    if [document.index for document in documents] != list(range(len(documents))):
+        yield "its documents are not numbered 0, 1, 2 and so on"
+    if len({document.id for document in documents}) < len(documents):
+        yield "two of its documents have the same id"
+    for document in documents:
+        if document.valid != (document.tokens > 0):
+            left = "valid" if document.valid else "left out"
+            yield f"its document {shortened(document.id)} is {left}, and has {document.tokens} tokens"
+    for place, part in enumerate(parts):
+        names = {kind: part_path(Path(), kind, place).name for kind in FILE_KINDS}
+        if part.index != place or {kind: file.name for kind, file in part.files.items()} != names:
+            yield f"its part {place} has another number, or files of other names"
+        if part.rows != (rows := sum(part.marginal_rows.values())):
+            yield f"its part {place} has {part.rows} rows, and {rows} in its blocks"
+    of_documents, of_parts = Counter[int](), Counter[int]()
+    for document in documents:
+        of_documents[document.block] += document.tokens
+    for part in parts:
+        of_parts.update(part.marginal_rows)
+    if of_documents != of_parts or of_parts.total() != manifest.tokens:
+        yield f"its documents, its parts and its {manifest.tokens} tokens do not belong together"
 
 
 def _schema_version(path: Path) -> int:
@@ -229,17 +276,41 @@ def _schema_version(path: Path) -> int:
 
 
 def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFileError]]:
-    """The parts whose files are missing or whose bytes changed: (part, error) pairs."""
+    """The parts whose files are missing, changed, or not those of the manifest's documents.
 
-    def check(entry: tuple[int, FileRecord]) -> tuple[int, DamagedFileError] | None:
-        index, file = entry
+    As (part, error) pairs.
+    """
+
+    documents = np.array([document.tokens for document in manifest.documents])
+
+    def require(part: PartRecord, kind: FileKind, file: FileRecord) -> None:
         path = folder / file.name
         if not path.is_file():
-            return index, damaged(path, "the file is missing")
+            raise damaged(path, "the file is missing")
         if sha256_of_file(path) != file.sha256:
-            return index, damaged(path, "its bytes changed since it was written (SHA-256 differs)")
+            raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
+        if not part.rows:
+            return
+        rows = {
+            "tokens": part.rows,
+            "facts": part.rows * len(manifest.exits),
+            "marginal": manifest.shape.vocabulary_size,
+        }[kind]
+        if (found := rows_in(path)) != rows:
+            raise damaged(path, f"it has {found} rows, and by the {MANIFEST} {rows}")
+        if kind == "tokens":
+            places, counts = np.unique(read_columns(path, ["document"])["document"], return_counts=True)
+            # Documents are whole within a part.
+            if not 0 <= places[0] <= places[-1] < len(documents) or np.any(documents[places] != counts):
+                raise damaged(path, f"its documents are not those of the {MANIFEST}")
+
+    def check(entry: tuple[PartRecord, FileKind, FileRecord]) -> tuple[int, DamagedFileError] | None:
+        try:
+            require(*entry)
+        except DamagedFileError as error:
+            return entry[0].index, error
         return None
 
-    entries = [(part.index, file) for part in manifest.parts for file in part.files.values()]
+    entries = [(part, kind, file) for part in manifest.parts for kind, file in part.files.items()]
     with ThreadPoolExecutor(max_workers=2) as pool:
         return [error for error in pool.map(check, entries) if error is not None]

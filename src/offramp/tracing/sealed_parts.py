@@ -6,11 +6,12 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Ge, Lt
 from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError
@@ -39,6 +40,7 @@ REFERENCE_TOP1 = "reference_top1"
 """The token column that a transformed model's trace has besides."""
 
 MARGINAL_BLOCKS = 16
+Block = Annotated[int, Ge(0), Lt(MARGINAL_BLOCKS)]
 
 
 def block_of(document: int, documents: int) -> int:
@@ -199,6 +201,14 @@ def read_columns(path: Path, columns: list[str] | None = None) -> dict[str, Arra
             table = file.read(columns, use_threads=False)
         return {name: table.column(name).to_numpy() for name in columns or table.column_names}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def rows_in(path: Path) -> int:
+    """How many rows the footer of a part's file says that it has. Raises DamagedFileError as read_columns."""
+    try:
+        return int(pq.read_metadata(path.absolute()).num_rows)
+    except (pa.ArrowException, OSError) as error:
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 

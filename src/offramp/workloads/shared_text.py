@@ -26,10 +26,12 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.kit.rules import Must
 from offramp.workloads.workload import Document, Workload
 
 SHINGLE = 7
@@ -183,7 +185,22 @@ def write_sketch(sketch: Sketch) -> str:
 
 def read_sketch(text: str) -> Sketch:
     """The sketch that `write_sketch` wrote. Raises ValueError for another text."""
-    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<u4").astype(np.uint32)
+    sketch = np.frombuffer(base64.b64decode(text, validate=True), dtype="<u4").astype(np.uint32)
+    if len(sketch) < WHOLE:
+        raise ValueError("a sketch begins with the hash of the whole text")
+    return sketch
+
+
+def _is_sketch(text: str) -> bool:
+    try:
+        read_sketch(text)
+    except ValueError:
+        return False
+    return True
+
+
+SketchText = Annotated[str, Must(_is_sketch, "the sketch of a text")]
+"""What `write_sketch` wrote, in a file."""
 
 
 def _digests(texts: Iterable[str]) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from comparison_traces import floor
+from stored_traces import run
 from study_cases import (
     BROKEN,
     FLOORS,
@@ -28,7 +29,6 @@ from offramp.costs.machine_registry import find_machine
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.typed import finite_json
-from offramp.models.shape import ModelShape
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
 from offramp.studies.comparison.results import Comparison, Row, StrategyResult
@@ -47,7 +47,6 @@ from offramp.studies.task import StudyCell, Task
 from offramp.studies.work.decode import DecodingResult
 from offramp.studies.work.tune import TuneWork
 from offramp.timing.results import LOOKUP, Cluster, Contender
-from offramp.tracing.manifest import Manifest, write_manifest
 from offramp.tracing.trace import Trace
 from offramp.tuning.ranking import ranking
 from offramp.tuning.tune import tune
@@ -320,7 +319,7 @@ UNSAID = {**RECIPE, "context": None, "document_tokens": None}
         (RECIPE, 64, {"dtype": "bfloat16", "context": 128, "document_tokens": 32}),
         # A default context is that of the trace, and is not known where none is kept.
         (UNSAID, None, {"dtype": "bfloat16", "document_tokens": None}),
-        (UNSAID, 256, {"dtype": "bfloat16", "context": 256, "document_tokens": None}),
+        (UNSAID, 32, {"dtype": "bfloat16", "context": 32, "document_tokens": None}),
         ({"dtype": "float32"}, None, {"dtype": "float32"}),
     ],
 )
@@ -336,10 +335,7 @@ def test_a_study_says_how_it_traced(
     task = case.add(None, case.task("trace", recipe))
     folder = case.folder.start(task)
     if kept is not None:
-        (folder / TRACE).mkdir()
-        shape = ModelShape((), 8, 16, 8, 128, 4)
-        manifest = Manifest({"context": kept}, "", (), shape, (), (), 0, (), ())
-        write_manifest(folder / TRACE, manifest, seconds=None)
+        run(folder / TRACE, tokens=100, context=kept)
     case.folder.finish(task, 1.0)
     case.write()
     assert StudyReader(case.folder).traced_settings(task) == expected
