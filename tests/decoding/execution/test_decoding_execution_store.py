@@ -19,6 +19,7 @@ from offramp.errors import InputError
 
 NEW = 6
 ONE = Execution("d", (1, 2), (3, 4), (4, 2), (True, False), 6)
+ASKED, OTHER = ({"documents": [[name, [1, 2]]]} for name in ("d", "e"))
 
 
 def never() -> list[Execution]:
@@ -28,16 +29,16 @@ def never() -> list[Execution]:
 def test_what_was_made_is_never_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "executions"
     with ExecutionStore.open(folder) as store:
-        assert store.get_or_make({"a": 1}, lambda: [ONE]) == (ONE,)
-        assert store.get_or_make({"a": 1}, never) == (ONE,)
-        assert store.get_or_make({"a": 2}, list) == ()
+        assert store.get_or_make(ASKED, lambda: [ONE]) == (ONE,)
+        assert store.get_or_make(ASKED, never) == (ONE,)
+        assert store.get_or_make({"documents": []}, list) == ()
         assert store.made == 1
     with ExecutionStore.open(folder) as store:
-        assert store.get_or_make({"a": 1}, never) == (ONE,)
+        assert store.get_or_make(ASKED, never) == (ONE,)
         assert store.made == 0
     with ExecutionStore.open(None) as store:
-        assert store.get_or_make({"a": 1}, lambda: [ONE]) == (ONE,)
-        assert store.get_or_make({"a": 1}, never) == (ONE,)
+        assert store.get_or_make(ASKED, lambda: [ONE]) == (ONE,)
+        assert store.get_or_make(ASKED, never) == (ONE,)
 
 
 @pytest.mark.parametrize(
@@ -53,27 +54,50 @@ def test_damaged_executions_are_made_again(
     damage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with ExecutionStore.open(tmp_path) as store:
-        store.get_or_make({"a": 1}, lambda: [ONE])
+        store.get_or_make(ASKED, lambda: [ONE])
     path = next(tmp_path.glob("*.json"))
     whole = path.read_bytes()
     damage(path)
     with ExecutionStore.open(tmp_path) as store:
-        assert store.get_or_make({"a": 1}, lambda: [ONE]) == (ONE,)
+        assert store.get_or_make(ASKED, lambda: [ONE]) == (ONE,)
         assert store.made == 1
     assert f"offramp: decoded again: {path.name} is damaged" in capsys.readouterr().err
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"agrees": ()}, "other choices"),
+        ({"agrees": (True,) * 500}, "other choices"),
+        ({"answer": (), "exits": (), "agrees": ()}, "no answer"),
+        ({"exits": (4, 5)}, "deeper than 4"),
+        ({"exits": (4, -5)}, r"exits"),
+        ({"layers_executed": -60}, "layers_executed"),
+        ({"document": "nobody"}, "other documents"),
+        ({"prompt": (7,)}, "other documents"),
+    ],
+)
+def test_impossible_executions_are_made_again(
+    change: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ExecutionStore.open(tmp_path) as store:
+        store.get_or_make(ASKED, lambda: [replace(ONE, **change)])
+    with ExecutionStore.open(tmp_path) as store:
+        assert store.get_or_make(ASKED, lambda: [ONE]) == (ONE,)
+    assert words in capsys.readouterr().err
 
 
 def test_a_file_under_another_name_answers_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with ExecutionStore.open(tmp_path) as store:
-        store.get_or_make({"a": 1}, lambda: [ONE])
-        store.get_or_make({"a": 2}, lambda: [replace(ONE, document="e")])
-    one, other = sorted(tmp_path.glob("*.json"), key=lambda path: '"a": 2' in path.read_text())
+        store.get_or_make(ASKED, lambda: [ONE])
+        store.get_or_make(OTHER, lambda: [replace(ONE, document="e")])
+    one, other = sorted(tmp_path.glob("*.json"), key=lambda path: '"e"' in path.read_text())
     one.write_bytes(other.read_bytes())
     with ExecutionStore.open(tmp_path) as store:
-        assert store.get_or_make({"a": 1}, lambda: [ONE]) == (ONE,)
+        assert store.get_or_make(ASKED, lambda: [ONE]) == (ONE,)
     assert "it answers another request" in capsys.readouterr().err
 
 

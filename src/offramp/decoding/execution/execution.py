@@ -24,6 +24,7 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.code import code_of
 from offramp.kit.given import given_of, prompt_of
+from offramp.kit.numbers import Count, Whole
 from offramp.kit.output_folder import OutputFolder
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import device_name, free_bytes
@@ -42,15 +43,15 @@ class Execution:
     IF_ANY: ClassVar[tuple[str, ...]] = ("cut",)
 
     document: str
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    prompt: tuple[Whole, ...]
+    answer: tuple[Whole, ...]
     """Token ids, the end token included."""
-    exits: tuple[int, ...]
+    exits: tuple[Count, ...]
     """Of each token of the answer; the first is L, since a prompt runs whole."""
     agrees: tuple[bool, ...]
     """Whether each is the choice of the model that judges, the full model or a reference, on the same prefix
     (see `offramp.decoding.judging.full_models_choices`)."""
-    layers_executed: int
+    layers_executed: Whole
     """For the answer's tokens, the prompt's layers left out, as they ran beside the documents of its
     group."""
     problem: str | None = None
@@ -185,6 +186,20 @@ class KeptExecutions:
     executions: tuple[Execution, ...]
 
 
+def _contradictions(kept: KeptExecutions) -> Iterator[str]:
+    """What of executions cannot answer their request."""
+    asked = [(document, tuple(prompt)) for document, prompt, *_ in kept.request["documents"]]
+    if [(one.document, one.prompt) for one in kept.executions] != asked:
+        yield "it holds other documents than were asked for"
+    for one in kept.executions:
+        if not len(one.answer) == len(one.exits) == len(one.agrees):
+            yield f"{one.document} has {len(one.answer)} tokens, other exits and other choices"
+        if not one.answer and one.problem is None:
+            yield f"{one.document} has no answer"
+        if any(exit > one.exits[0] for exit in one.exits):
+            yield f"{one.document} has an exit deeper than {one.exits[0]}, the last layer"
+
+
 FILE = SealedFile(KeptExecutions, "{name} is damaged", "nothing: it is decoded again")
 EXECUTIONS_FOLDER: OutputFolder[None] = OutputFolder(
     what="decoded documents",
@@ -285,6 +300,8 @@ class ExecutionStore:
             kept = FILE.read(path)
             if sha256_of_text(canonical_json(kept.request)) != key:
                 raise FILE.damaged(path, "it answers another request")
+            for contradiction in _contradictions(kept):
+                raise FILE.damaged(path, contradiction)
         except DamagedFileError as error:
             print(f"offramp: decoded again: {error.what}", file=sys.stderr)
             return None
