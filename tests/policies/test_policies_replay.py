@@ -13,10 +13,11 @@ from offramp.costs.machine_registry import find_machine
 from offramp.costs.probes import PROBES
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.kit.typed import InvalidRecordError, from_json, to_json
 from offramp.models.shape import ModelShape
 from offramp.policies.grammar import parse_policy
 from offramp.policies.prices import costs_of, exit_costs
-from offramp.policies.replay import replay, replay_intervals
+from offramp.policies.replay import ReplayFigures, ReplayIntervals, replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.manifest import DocumentRecord
@@ -330,3 +331,29 @@ def test_the_order_of_documents_changes_nothing(trace: Trace) -> None:
         np.testing.assert_allclose(
             (left.value, left.low, left.high), (right.value, right.low, right.high), rtol=1e-12
         )
+
+
+IMPOSSIBLE = [
+    ("agreement", 17.0, "a share from 0 to 1"),
+    ("agreement", -0.1, "a share from 0 to 1"),
+    ("skip_ratio", 1.1, "a share of 1 at most"),
+    ("net_speedup", -9.0, "above 0"),
+    ("net_speedup", 0.0, "above 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), IMPOSSIBLE)
+def test_impossible_figures_are_not_read(name: str, value: float, words: str) -> None:
+    """As the mean alone, as an estimate, and as the end of its interval."""
+    trace = make_trace()
+    alone = to_json(replay(trace, "static:exit=2"))
+    several = to_json(replay_intervals(trace, "static:exit=2", draws=40))
+    assert from_json(ReplayFigures, alone).agreement == from_json(ReplayIntervals, several).agreement.value
+    read: list[tuple[Any, Any]] = [
+        (ReplayFigures, {**alone, name: value}),
+        (ReplayIntervals, {**several, name: {"value": value}}),
+        (ReplayIntervals, {**several, name: {"value": 0.5, "low": 0.5, "high": value}}),
+    ]
+    for kind, figures in read:
+        with pytest.raises(InvalidRecordError, match=f"{name}: it must be {words}"):
+            from_json(kind, figures)

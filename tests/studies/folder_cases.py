@@ -17,7 +17,9 @@ def task_of(kind: str, number: int = 0, *, seconds: float | None = None, **optio
     return Task(kind, {"number": number}, estimate=TaskCost(seconds=seconds), **options)
 
 
-STUDY = Study.model_validate({"study": {"name": "made-up"}, "models": ["m0"], "workloads": ["prose"]})
+STUDY = Study.model_validate(
+    {"study": {"name": "made-up"}, "models": [f"m{number}" for number in range(9)], "workloads": ["prose"]}
+)
 
 
 def plan_of(tasks: Iterable[Task], **options: Any) -> StudyPlan:

@@ -31,7 +31,7 @@ from offramp.studies.folder import FILE as PLAN_FILE
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
 from offramp.studies.status import status_of
-from offramp.studies.study import StudyFile
+from offramp.studies.study import StudyFile, StudyPlan
 from offramp.studies.task import (
     DAMAGED,
     FAILURE,
@@ -263,6 +263,24 @@ def test_a_plan_is_read_back_as_it_was(folder: StudyFolder) -> None:
     path = folder.path / PLAN
     path.write_bytes(path.read_bytes().replace(b"smollm2", b"smollm3", 1))
     with pytest.raises(DamagedFileError, match=r"is damaged: its bytes changed"):
+        folder.read_plan()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda plan: replace(plan, jobs=plan.jobs[:1]), "names a task that is not in it"),
+        (lambda plan: replace(plan, jobs=plan.jobs[1:]), "which does not come before it"),
+        (lambda plan: replace(plan, cells=(replace(plan.cells[0], kind="tune"),)), "of another kind"),
+        (lambda plan: replace(plan, cells=(replace(plan.cells[0], model="n"),)), "names a model"),
+    ],
+)
+def test_a_plan_that_names_what_it_does_not_hold_is_refused(
+    folder: StudyFolder, change: Callable[[StudyPlan], StudyPlan], words: str
+) -> None:
+    trace = task_of("trace")
+    folder.write_plan(change(plan_of([trace, task_of("score", needs={"trace": trace.key})])))
+    with pytest.raises(DamagedFileError, match=words):
         folder.read_plan()
 
 

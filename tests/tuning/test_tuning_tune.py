@@ -312,6 +312,16 @@ def sealed(value: dict[str, Any]) -> str:
     return json.dumps({**value, "sha256": seal_of(value)})
 
 
+def resealed(entry: str, **changed: Any) -> Callable[[dict[str, Any]], str]:
+    """A tuned policy of which parts of an entry were changed by who knows how to seal it."""
+
+    def of(whole: dict[str, Any]) -> str:
+        del whole["sha256"]
+        return sealed({**whole, entry: {**whole[entry], **changed}})
+
+    return of
+
+
 @pytest.mark.parametrize(
     ("content", "what"),
     [
@@ -321,6 +331,12 @@ def sealed(value: dict[str, Any]) -> str:
             "was edited since it was written",
         ),
         (lambda whole: sealed({**whole, "schema_version": 4}), "schema version 4, newer than 3"),
+        (resealed("certificate", delta=5.0), r"certificate.delta: .*less than 1"),
+        (resealed("certificate", documents=-5), "certificate.documents"),
+        (resealed("agreement", value=17.0), "agreement: it must be a share from 0 to 1"),
+        (resealed("seconds_per_token", value=-1.0), "seconds_per_token: it must be above 0"),
+        (resealed("documents", certify=-5), "documents.certify"),
+        (resealed("document_texts", search=["zz"]), "must be the sketch of a text, not 'zz'"),
         (lambda whole: json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy"),
         (lambda whole: "{", "is not JSON"),
         (lambda whole: "[]", "it holds a list, not an object"),

@@ -55,7 +55,8 @@ class Must:
     def _read(self, value: Any) -> Any:
         """A value of a record in a file (`offramp.kit.typed`)."""
         if not self.holds(value):
-            raise ValueError(f"it must be {self.what}{_not(value)}")
+            plain = value if isinstance(value, str | int | float) else None
+            raise ValueError(f"it must be {self.what}{_not(plain)}")
         return value
 
 

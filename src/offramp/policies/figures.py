@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Annotated, Any, Generic
 
 from typing_extensions import TypeVar
 
-from offramp.kit.numbers import Proportion
+from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER, Proportion
+from offramp.kit.rules import Must
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
@@ -23,6 +24,25 @@ NEVER = str(PLAIN_DECODING)
 Figure = TypeVar("Figure", default=Estimate)
 """What a figure is: an estimate with its interval over documents, or the mean alone."""
 
+_ROUNDING = 1e-6
+
+
+def _from(least: float, most: float, what: str) -> Must:
+    """A figure whose numbers, those that are not undefined, lie between the two."""
+
+    def holds(figure: Estimate | float) -> bool:
+        found = (figure.value, figure.low, figure.high) if isinstance(figure, Estimate) else (figure,)
+        return all(number is None or least <= number <= most for number in found)
+
+    return Must(holds, what)
+
+
+ShareOf = Annotated[Figure, _from(-_ROUNDING, 1 + _ROUNDING, "a share from 0 to 1")]
+SkippedOf = Annotated[Figure, _from(-LARGEST_NUMBER, 1 + _ROUNDING, "a share of 1 at most")]
+"""Below 0 where wrong drafts are run for nothing."""
+PositiveOf = Annotated[Figure, _from(SMALLEST_NUMBER, LARGEST_NUMBER, "above 0")]
+"""Of a speed, or of what a token costs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KeptAndSaved(Generic[Figure]):
@@ -31,13 +51,13 @@ class KeptAndSaved(Generic[Figure]):
     A record that says more of it has these fields, here and in its file.
     """
 
-    agreement: Figure
+    agreement: ShareOf[Figure]
     """Share of tokens whose output is the full model's."""
-    skip_ratio: Figure
+    skip_ratio: SkippedOf[Figure]
     """Share of the full model's layers that are not executed, sooner or later."""
-    net_speedup: Figure
+    net_speedup: PositiveOf[Figure]
     """Plain cost over the policy's: in seconds on a machine, or in bytes moved."""
-    reference_agreement: Figure | None = None
+    reference_agreement: ShareOf[Figure] | None = None
     """Agreement with the untransformed full model, None for a model without transforms."""
     gain: Gain | None = None
     """What each part of a step saves, None where that is not known of a batch, or without documents."""

@@ -18,7 +18,7 @@ from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.charge import Charge, Units, prices_for, run_of
 from offramp.policies.cost_breakdown import CostBreakdown, Gain, PriceAt, Usage, price_of
 from offramp.policies.decisions import tokens_by_exit
-from offramp.policies.figures import PolicyFigures
+from offramp.policies.figures import PolicyFigures, PositiveOf, ShareOf, SkippedOf
 from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.kv import maps_charged
 from offramp.policies.names import BatchingName, BatchOf, StrategyName
@@ -55,18 +55,18 @@ class ReplayFigures(PolicyFigures[float]):
     READ_OFF: ClassVar[tuple[str, ...]] = ("predicted_speedup",)
 
     # Said again for who reads them from a file: pydantic does not follow the type variable.
-    agreement: float
-    skip_ratio: float
-    net_speedup: float
-    reference_agreement: float | None = None
-    predicted_speedup_flops: float
-    speedup_without_probes: float
+    agreement: ShareOf[float]
+    skip_ratio: SkippedOf[float]
+    net_speedup: PositiveOf[float]
+    reference_agreement: ShareOf[float] | None = None
+    predicted_speedup_flops: PositiveOf[float]
+    speedup_without_probes: PositiveOf[float]
     nll_increase: NumberOrNan
     kl: NumberOrNan
     basis: str
-    seconds_per_token: float | None
-    plain_seconds_per_token: float | None
-    batch: int
+    seconds_per_token: PositiveOf[float] | None
+    plain_seconds_per_token: PositiveOf[float] | None
+    batch: Count
     batching: str
     notes: tuple[str, ...]
 
@@ -208,9 +208,9 @@ def _quality(trace: Trace, exits: NDArray[np.int64]) -> dict[str, Any]:
 class ReplayIntervals:
     """Figures of a replay with 95 % intervals. net_speedup: its `predicted_speedup`."""
 
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
+    agreement: ShareOf[Estimate]
+    skip_ratio: SkippedOf[Estimate]
+    net_speedup: PositiveOf[Estimate]
 
 
 @checked

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from offramp.commands import command_line
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import DamagedFileError, InputError, shortened
 from offramp.files import (
     canonical_json,
     read_sealed_json,
@@ -365,7 +366,10 @@ class StudyFolder:
         path = self.path / PLAN
         if path.is_file():
             try:
-                return FILE.read(path)
+                plan = FILE.read(path)
+                for lacking in _lacking(plan):
+                    raise FILE.damaged(path, lacking)
+                return plan
             except DamagedFileError as error:
                 error.fix = f"{error.fix}: {self.command()}"
                 raise
@@ -386,6 +390,21 @@ class StudyFolder:
             what = "there is no study or run here"
             fix = "give the folder of offramp study run or offramp run: it holds plan.json"
         raise InputError(what, where=str(self.path), fix=fix)
+
+
+def _lacking(plan: StudyPlan) -> Iterator[str]:
+    """What a plan names and does not hold."""
+    known: set[str] = set()
+    for task in plan.tasks.values():
+        for need in set(task.needs.values()) - known:
+            yield f"the task {task.key[:12]} needs {shortened(need)[:12]}, which does not come before it"
+        known.add(task.key)
+    models = {model.name for model in plan.study.models}
+    for cell in plan.cells:
+        if cell.task not in known or plan.tasks[cell.task].kind != cell.kind:
+            yield f"the cell {shortened(cell.name)} names a task that is not in it, or of another kind"
+        if cell.model not in models:
+            yield f"the cell {shortened(cell.name)} names a model that is not in it"
 
 
 def is_trace(folder: Path) -> bool:

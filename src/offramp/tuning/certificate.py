@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.kit.numbers import Count, Share, Whole
 from offramp.policies.decisions import replay_decisions, task_of
+from offramp.policies.figures import PositiveOf, ShareOf
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
 from offramp.scoring.documents import Lengths, document_rows, lengths_text
@@ -28,22 +30,22 @@ class Certificate:
     """What is stated, in one plain sentence; for "naive", that nothing is."""
     holds: bool
     """Whether it holds for the policy at the floor."""
-    delta: float | None
+    delta: Share | None
     """The chance that the statement is wrong, None where the method has none."""
-    documents: int
+    documents: Whole
     """At hand to test on."""
-    empirical_risk: float | None
+    empirical_risk: ShareOf[float] | None
     """Mean loss on those that settled it."""
-    risk_bound: float | None
+    risk_bound: ShareOf[float] | None
     """What the mean loss of all such documents does not exceed, but for a chance of delta, although these
     documents chose the policy: the allowed risk; None without such a bound."""
     best_floor: float
     """That so many documents without one loss could certify at best."""
-    documents_needed: int
+    documents_needed: Whole
     """Without one loss, for the floor that was asked for."""
-    tested: int
+    tested: Whole
     """Candidates, in sequence."""
-    passed: int
+    passed: Whole
     assumption: str
     """What it takes for granted, in words."""
     executed: bool = False
@@ -51,11 +53,11 @@ class Certificate:
     nothing of what the policy's own K and V and its own tokens do to later tokens."""
     kv: str | None = None
     """Of an executed one, as what follows: the strategy for K and V that was decoded with."""
-    prompt_tokens: int | None = None
+    prompt_tokens: Count | None = None
     """Of each text's opening, None for prompts taken whole."""
-    new_tokens: int | None = None
+    new_tokens: Count | None = None
     """Of an answer, at most."""
-    stopped_after: int | None = None
+    stopped_after: Whole | None = None
     """Documents of the chosen candidate, or of the last one tested, after which its test was settled, None if
     none was tested."""
     document_tokens: Lengths | None = None
@@ -75,22 +77,22 @@ class Candidate:
 
     policy: ExitPolicy
     kv: str
-    replayed: float
+    replayed: ShareOf[float]
     """Agreement, of the floor's kind, with the full model's K and V: mean over the search documents."""
-    rerun: float
+    rerun: ShareOf[float]
     """The same with K and V as the strategy leaves them."""
-    executed: float | None
+    executed: ShareOf[float] | None
     """The same on the documents that it was decoded on, None if on none."""
-    documents: int
+    documents: Whole
     """How many these are."""
-    predicted_speed: float
+    predicted_speed: PositiveOf[float]
     """Plain cost over its own, on the search documents."""
     passed: bool | None
     """Whether it is certified (of a lossless strategy, whose output is the full model's: true), None if it
     was not tested."""
     outcome: str
     """How its test ended, or why there was none."""
-    draft_length: int | None = None
+    draft_length: Whole | None = None
     """Of a strategy that drafts."""
 
     @property

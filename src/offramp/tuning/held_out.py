@@ -12,7 +12,7 @@ from offramp.costs.machine import Machine
 from offramp.policies.charge import Charge, Units, prices_for
 from offramp.policies.cost_breakdown import PriceAt, Usage, lines_of
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
-from offramp.policies.figures import PolicyFigures
+from offramp.policies.figures import PolicyFigures, PositiveOf
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.prices import layers_executed
 from offramp.policies.rules.short_list import seen_by
@@ -31,9 +31,9 @@ class HeldOut(PolicyFigures):
 
     quality: Estimate
     """In the unit of the floor that it was chosen for, mean over documents."""
-    seconds_per_token: Estimate
+    seconds_per_token: PositiveOf[Estimate]
     """On the machine that it is priced for; bytes moved where there is none."""
-    plain_seconds_per_token: float
+    plain_seconds_per_token: PositiveOf[float]
     """The same of the full model."""
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from offramp.errors import InputError, refused_as
 from offramp.files import write_sealed_json
 from offramp.heads.file import heads_path
+from offramp.kit.numbers import Count, Whole
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.kit.typed import to_json as record_json
 from offramp.policies.binding import TunedOn
 from offramp.policies.decisions import task_of
-from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.figures import PLAIN_DECODING, PositiveOf, ShareOf, SkippedOf
 from offramp.policies.grammar import TUNED, TUNED_SCHEMA_VERSION, read_policy_file, require_whole
 from offramp.policies.policy import ExitPolicy, columns_of
 from offramp.policies.rules.short_list import seen_by
@@ -31,6 +32,7 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.held_out import HeldOut
 from offramp.tuning.splits import fewest_documents
+from offramp.workloads.shared_text import SketchText
 
 HEADS_FILE = "heads_file"
 """In a tuned policy's provenance: where its exit heads lie, absolute once it is read."""
@@ -44,26 +46,26 @@ class FrontPoint:
     """One candidate of the Pareto front on the search documents, from cautious to bold."""
 
     policy: ExitPolicy
-    risk: float
+    risk: ShareOf[float]
     """Mean loss over documents."""
     quality: float
     """The same in the floor's own unit."""
-    seconds_per_token: float
+    seconds_per_token: PositiveOf[float]
     """Predicted on the machine, as the speedup."""
-    net_speedup: float
-    skip_ratio: float
+    net_speedup: PositiveOf[float]
+    skip_ratio: SkippedOf[float]
 
 
 @dataclass(frozen=True)
 class Shift:
     """How the tuning documents look to a policy at one of its checks, kept to compare other texts with."""
 
-    exit: int
+    exit: Count
     fact: str | None
     """The first measured one that the policy reads there."""
     quantiles: tuple[float, ...]
     """Of that fact, at `QUANTILES`."""
-    agreement: float
+    agreement: ShareOf[float]
     """Share of tokens on which this exit agrees with the full model."""
     calibration: float | None
     """Mean of max_prob less that share."""
@@ -84,14 +86,14 @@ class Grounds:
     standing: FloorStanding
     complete: bool
     """Whether nothing was cut short by the time that was given."""
-    reach: float | None
+    reach: PositiveOf[float] | None
     """Predicted speed, over the best decoder without exits, of the fastest that keeps the floor on the search
     documents, as rerun or in replay; None without any."""
-    without: float
+    without: PositiveOf[float]
     """Cost of the best decoder without exits that keeps the floor as rerun, over plain cost: 1 for plain."""
     worth: float | None
     """The gain that candidates had to reach, None where the fastest was looked for."""
-    at_hand: int
+    at_hand: Whole
     """Documents to certify on, whether or not so many were allowed."""
     left_out: str = ""
     """Documents that gave no prompt, in words."""
@@ -114,10 +116,10 @@ class Tuned(HeldOut):
     """In plain sentences."""
     certificate: Certificate
     machine: str
-    batch: int
+    batch: Count
     front: tuple[FrontPoint, ...]
     shift: tuple[Shift, ...]
-    documents: Mapping[str, int]
+    documents: Mapping[str, Whole]
     """How many of each role: "heads", "search", "certify", "report"."""
     document_digests: Mapping[str, tuple[str, ...]]
     """SHA-256 of the ids and workload of the search and certify documents, by role."""
@@ -127,14 +129,14 @@ class Tuned(HeldOut):
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """The seed, offramp's version, the machine's whole profile (None without a machine) and the fingerprint
     of the trace."""
-    executed_agreement: Estimate | None = None
+    executed_agreement: ShareOf[Estimate] | None = None
     """Share of the tokens it generates that are the full model's choice on the same prefix, of documents that
     did not choose the policy, mean over documents; None if nothing was decoded."""
-    executed_reference_agreement: Estimate | None = None
+    executed_reference_agreement: ShareOf[Estimate] | None = None
     """The same by the reference's choices, in its place at a floor on these."""
     candidates: tuple[Candidate, ...] = ()
     """What was to be certified, in the order of the tests, the lossless contender last."""
-    document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    document_texts: Mapping[str, tuple[SketchText, ...]] = field(default_factory=dict)
     """Sketches of the texts of search and certify documents (`offramp.workloads.shared_text`), by role."""
     grounds: Grounds | None = None
     """Of an executed answer; None of a replay bound, and of files that older versions wrote."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from offramp.defaults import BYTES, LOCAL, MAIN_FLOOR
+from offramp.kit.numbers import Whole
 from offramp.kit.typed import NumberOrNan
-from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved
+from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved, PositiveOf, ShareOf
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.whole_request import WholeRequest, of_request
 from offramp.scoring.estimate import Estimate
@@ -55,12 +56,12 @@ class TimedPolicy:
 
     speed: Speed
     """Over the fastest plain decoder of the same turns."""
-    credit: Estimate | None = None
+    credit: PositiveOf[Estimate] | None = None
     """Over the best decoder without exits of the same turns that keeps the floor; None where it is not known
     which that is."""
     over: str = "never"
     """That decoder's name."""
-    kept: Estimate | None = None
+    kept: ShareOf[Estimate] | None = None
     """Share of its answers to the timed prompts that is the full model's choice; None if not judged."""
 
     def contradicts(self, floor: float) -> bool:
@@ -95,24 +96,24 @@ class Verdict(KeptAndSaved):
     """None where nothing was executed."""
     certificate: Certificate | None
     """Executed, or a replay bound; None if neither was asked for."""
-    executed_agreement: Estimate | None
+    executed_agreement: ShareOf[Estimate] | None
     """Of documents that did not choose the policy."""
     speed: Speed | None
     """Over plain decoding, of the policy or of what was tried; measured if it was, else predicted. Of a whole
     request where there is one, as `credit` is."""
     replayed_policy: ExitPolicy
-    net_speedup_flops: Estimate
+    net_speedup_flops: PositiveOf[Estimate]
     fit_agreement: NumberOrNan
     """On the half that chose."""
-    fit_documents: int
-    report_documents: int
-    documents_needed: int
+    fit_documents: Whole
+    report_documents: Whole
+    documents_needed: Whole
     """Documents without a loss that a certificate of this floor at its delta needs at least."""
     basis: str = "bytes moved"
     """What `net_speedup` is counted in: that, or seconds on the machine of this name."""
     without: str = "never"
     """The best decoder without exits that keeps the floor."""
-    credit: Estimate | None = None
+    credit: PositiveOf[Estimate] | None = None
     """Speed over that decoder, by which it is decided: measured in the same turns where the speed is, else
     predicted; None where it is not known."""
     tried: Candidate | None = None

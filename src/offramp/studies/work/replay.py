@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from offramp.defaults import SEED
+from offramp.kit.numbers import Count
 from offramp.policies.replay import ReplayFigures, ReplayIntervals, replay, replay_intervals
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.work import WorkContext
@@ -22,7 +23,7 @@ class Replayed(ReplayIntervals):
     """The figures of a replay, three of them with intervals over documents."""
 
     replay: ReplayFigures
-    tokens: int
+    tokens: Count
     """Of the trace."""
 
 
