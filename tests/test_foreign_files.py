@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import json
+import math
 import pkgutil
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from stored_traces import run
 from tracing_models import tiny_llama
 
 import offramp
-from offramp.errors import OfframpError
+from offramp.errors import DamagedFileError, OfframpError
 from offramp.files import read_sealed_json, sealed, write_sealed_json
 from offramp.heads import file as heads_file
 from offramp.heads.importing.imports import read_layout
@@ -44,7 +45,7 @@ from offramp.studies.journal import read_lines
 from offramp.tracing import manifest, sealed_parts
 from offramp.tracing.trace import Trace
 from offramp.training import loop, states
-from offramp.training.record import Settings
+from offramp.training.record import Evaluated, Settings
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
@@ -127,7 +128,7 @@ CHECKPOINT = {
     "stale": 0,
     "stopped": "",
     "seconds": 1.0,
-    "history": [],
+    "history": [{"step": 0, "seconds": 0.5, "exits": []}],
 }
 STATES = {"key": "key", "layers": [1, 2], "dtype": "float32", "seconds": 1.5, "tokens": 40}
 ROWS = {STREAMED: np.arange(5 * 2 * 12, dtype=np.uint8).reshape(5, 2, 12)}
@@ -246,6 +247,27 @@ def test_tensors_that_another_program_sealed_are_read_or_refused(data: st.DataOb
                 kind.read(path, "")
 
 
+@pytest.mark.parametrize(
+    ("change", "value", "words"),
+    [
+        ({"step": -5}, 0.0, "step: "),
+        ({"step": 10**12}, 0.0, "its step 1000000000000 is beyond the 9 of its training"),
+        ({"step": 9}, 0.0, "its step 9 is beyond"),
+        ({"history": []}, 0.0, "it holds no evaluation"),
+        ({}, math.nan, "0.now.a holds a number that is not finite"),
+    ],
+)
+def test_an_impossible_checkpoint_is_refused(
+    change: dict[str, Any], value: float, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    arrays = {"0.now.a": np.full(2, value, dtype=np.float32)}
+    loop.CHECKPOINT_FILE.write(path, {**CHECKPOINT, **change}, arrays)
+    with pytest.raises(DamagedFileError, match=words) as caught:
+        read_checkpoint(path)
+    assert "remove it" in caught.value.fix
+
+
 def trace_in(folder: Path) -> object:
     trace = Trace.load(folder)
     facts = {name: trace.fact(name).tobytes() for name in trace.fact_names}
@@ -288,7 +310,8 @@ def write_checkpoint(folder: Path) -> None:
     """Of a training that has done a step, of two parts."""
     weights = [loop.Weights.of({"bias": torch.arange(3.0) + place}) for place in range(2)]
     settings = Settings(steps=9, every=3, precision="float32", threads=1, device="cpu")
-    progress = loop.Progress(settings, weights, torch.arange(4), step=1, seconds=1.5)
+    history = [Evaluated(0, 0.5, ())]
+    progress = loop.Progress(settings, weights, torch.arange(4), step=1, seconds=1.5, history=history)
     loop.write_checkpoint(folder / "checkpoint.safetensors", progress, "key")
 
 

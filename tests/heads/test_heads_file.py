@@ -343,6 +343,10 @@ MISFITS: list[tuple[ExitHeads, str]] = [
     (with_lens(weight=np.zeros((2, HIDDEN, 3), np.float32)), "lens.weight is float32"),
     (with_lens(bias=np.zeros((2, HIDDEN))), "lens.bias is float64"),
     (with_classifier(scale=np.zeros((2, HIDDEN), np.float32)), "scale holds a number that is not positive"),
+    (
+        with_classifier(auroc=np.array([5.0, np.nan])),
+        "correctness.auroc holds a number that is not from 0 to 1",
+    ),
     (with_classifier(weights=(np.zeros((2, 3, 1), np.float32),)), "correctness.weights.0 is float32"),
     (with_classifier(biases=(np.zeros((2, 2), np.float32),)), "correctness.biases.0 is float32"),
     (example(exits=(3, 2)), "not ascending"),

@@ -437,13 +437,18 @@ def _classifier(reader: ArrayReader, fact: str, layers: int) -> Classifier[Weigh
     scale = reader.take(f"{fact}.scale", (features,))
     if not (scale > 0).all():
         raise reader.refused(f"{fact}.scale holds a number that is not positive")
+    auroc = reader.take(f"{fact}.auroc", (), np.float64, finite=False)  # NaN where it is undefined
+    base_rate = reader.take(f"{fact}.base_rate", (), np.float64)
+    for name, shares in (("auroc", auroc), ("base_rate", base_rate)):
+        if np.any((shares < 0) | (shares > 1)):
+            raise reader.refused(f"{fact}.{name} holds a number that is not from 0 to 1")
     return Classifier(
         mean=reader.take(f"{fact}.mean", (features,)),
         scale=scale,
         weights=tuple(weights),
         biases=tuple(biases),
-        auroc=reader.take(f"{fact}.auroc", (), np.float64, finite=False),
-        base_rate=reader.take(f"{fact}.base_rate", (), np.float64),
+        auroc=auroc,
+        base_rate=base_rate,
         better_than_chance=reader.take(f"{fact}.better_than_chance", (), np.bool_),
     )
 

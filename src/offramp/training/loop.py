@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InputError, ModelError
-from offramp.kit.sealed_tensors import SealedTensors
+from offramp.kit.numbers import NotNegative, Whole
+from offramp.kit.sealed_tensors import Arrays, SealedTensors
 from offramp.models.devices import synchronise
 from offramp.models.model import Model
 from offramp.models.process import with_threads
@@ -170,12 +171,12 @@ VOCABULARY = "vocabulary"
 class Course:
     """How far a training is."""
 
-    step: int = 0
-    stale: int = 0
+    step: Whole = 0
+    stale: Whole = 0
     """Evaluations since any exit was at its best."""
     stopped: str = ""
     """Why no further step is taken, "" while there are some."""
-    seconds: float = 0.0
+    seconds: NotNegative = 0.0
     """Of training so far."""
     history: list[Evaluated] = field(default_factory=list)
 
@@ -229,6 +230,8 @@ def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | No
     header, arrays = CHECKPOINT_FILE.read(path, fix)
     if header.key != key:
         return None
+    for contradiction in _contradictions(header, arrays):
+        raise CHECKPOINT_FILE.damaged(path, contradiction, fix)
     # Copied: what is computed with must lie as freshly made tensors do, or last digits may differ.
     tensors = {name: torch.from_numpy(array).clone().to(device) for name, array in sorted(arrays.items())}
     try:
@@ -241,6 +244,18 @@ def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | No
         for place, loss in enumerate(losses)
     ]
     return Progress(header.settings, weights, tensors.get(VOCABULARY), **_course(header))
+
+
+def _contradictions(header: CheckpointHeader, arrays: Arrays) -> Iterator[str]:
+    """What no training could have written."""
+    step, steps = header.step, header.settings.steps
+    if step > steps or (step == steps and not header.stopped):
+        yield f"its step {step} is beyond the {steps} of its training"
+    if not header.history:
+        yield "it holds no evaluation"
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            yield f"{name} holds a number that is not finite"
 
 
 def under(prefix: str, tensors: Parameters) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from offramp.heads.file import heads_path
+from offramp.kit.numbers import Count, NotNegative, Whole
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.training_record import TRAINING_FILE
 from offramp.training.recipe import Recipe
@@ -54,11 +55,11 @@ class Evaluation:
 class Settings:
     """What was decided before the first step, minutes by timing this machine, and holds from then on."""
 
-    steps: int
-    every: int
+    steps: Count
+    every: Count
     """Steps from one evaluation to the next."""
     precision: Precision
-    threads: int
+    threads: Count
     """The order of sums depends on them, and on the device."""
     device: str
 
@@ -67,8 +68,8 @@ class Settings:
 class Evaluated:
     """Held-out figures after so many steps."""
 
-    step: int
-    seconds: float
+    step: Whole
+    seconds: NotNegative
     """Of training until then."""
     exits: tuple[Evaluation, ...]
 
