@@ -19,6 +19,7 @@ from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy, policy_kinds
 from offramp.testing.contracts import example_shape
 from offramp.testing.transforms import example_model
+from offramp.tracing.loading import read_transforms
 from offramp.workloads.registry import load_workload
 from policy_traces import make_trace
 
@@ -103,6 +104,7 @@ Mine = WorkloadSource("{}", load, "text", "n", "l", "d")
         ("return None", "an object of type NoneType, not a Workload"),
         ("return ['a text']", "an object of type list, not a Workload"),
         ("return {}['x']", "the workload mine failed: KeyError: 'x'"),
+        ("raise SystemExit", "the workload mine failed: SystemExit"),
         ("return Workload('mine', 'text', ('a', 'b'), 'l', 's')", "documents cannot be tuple"),
         ("return Workload('mine', 'text', (Document('a', 'x', (5, -7)),), 'l', 's')", "at least 0"),
     ],
@@ -122,6 +124,7 @@ def test_a_workload_has_the_name_of_its_entry_point(install: Install, name: str)
 
 
 POLICY = """
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
@@ -145,12 +148,15 @@ class Mine(ExitPolicy):
 
     def decider(self, layers, streams):
         return {decider}
+
+    {more}
 """
 ALL_LEAVE = {
     "decide": "np.ones(self.count, bool)",
     "value": "1",
     "needs": "{1: ('max_prob',)}",
     "decider": "Leaves(streams)",
+    "more": "",
 }
 
 
@@ -171,25 +177,72 @@ def test_a_policy_that_answers_as_it_should_is_replayed(install: Install) -> Non
         ({"decide": "True"}, r"it answers True for \d+ streams"),
         ({"decide": "facts['entropy'] > 1"}, "reads 'entropy', which needs does not list"),
         ({"decide": "{}['x']"}, "the policy mine failed: KeyError: 'x'"),
-        ({"needs": "None"}, "it needs None, not facts by exit"),
-        ({"needs": "{'1': ('max_prob',)}"}, "not facts by exit"),
-        ({"needs": "{1: (5,)}"}, "not facts by exit"),
-        ({"needs": "{9: ('max_prob',)}"}, r"the exits \[9\] that it needs do not ascend"),
-        ({"needs": "{2: ('max_prob',), 1: ('max_prob',)}"}, r"the exits \[2, 1\] that it needs"),
+        ({"needs": "None"}, r"needs gives None, not Mapping\[int, tuple"),
+        ({"needs": "{'1': ('max_prob',)}"}, "needs gives {'1': .*, not Mapping"),
+        ({"needs": "{1: (5,)}"}, "needs gives {1: .*, not Mapping"),
+        ({"needs": "{9: ('max_prob',)}"}, r"the exits \[9\] of its needs do not ascend"),
+        ({"needs": "{2: ('max_prob',), 1: ('max_prob',)}"}, r"the exits \[2, 1\] of its needs"),
         ({"needs": "layers / 0"}, "ZeroDivisionError"),
-        ({"decider": "None"}, "its decider is of type NoneType"),
+        ({"decider": "None"}, "decider gives None, not Decider"),
         ({"decider": "{}['x']"}, "the policy mine failed: KeyError: 'x'"),
         ({"value": "1.5"}, "'1.5' is not a whole number"),
+        ({"decide": "sys.exit(0)"}, "the policy mine failed: SystemExit: 0"),
+        ({"needs": "{1: ('luck',)}"}, "its needs has the unknown fact 'luck'"),
+        ({"more": "document_facts = property(lambda self: ('luck',))"}, "the unknown fact 'luck'"),
+        ({"more": "__str__ = lambda self: 1 / 0"}, "the policy mine failed: ZeroDivisionError"),
+        ({"more": "__str__ = lambda self: 'never'"}, "its text 'never' does not begin with its name"),
+        ({"more": "for_task = lambda self, task: None"}, "for_task gives None, not ExitPolicy"),
+        ({"more": "short_list = property(lambda self: np.nan)"}, "short_list gives nan, not bool"),
+        ({"more": "leaves_at = lambda self, layers: (layers,)"}, r"the exits \[6\] of its leaves_at"),
+        ({"more": "full_depth = property(lambda self: True)"}, r"it says full_depth, and leaves at \[1\]"),
     ],
 )
 def test_a_policy_that_answers_what_none_may_is_named(
     install: Install, fault: dict[str, str], what: str
 ) -> None:
     place = install("policies", POLICY.format(**{**ALL_LEAVE, **fault}))
-    with pytest.raises(PolicyError, match=what) as refused:
+    for text in ("mine", "votes:need=1,of=[mine]"):
+        with pytest.raises(PolicyError, match=what) as refused:
+            replay_decisions(parse_policy(text), make_trace())
+        if "whole number" not in what:  # which the grammar points at
+            assert place in refused.value.where
+
+
+@pytest.mark.parametrize(
+    ("fault", "facts"),
+    [
+        ({"decide": "facts['top1'].fill(5)", "needs": "{1: ('top1',)}"}, ("top1",)),
+        ({"more": "final_facts = ('top1',)", "decider": "Ends(streams)"}, ("top1",)),
+        ({"decider": "Begins(streams)"}, ()),
+    ],
+)
+def test_a_policy_cannot_write_into_what_it_is_given(
+    install: Install, fault: dict[str, str], facts: tuple[str, ...]
+) -> None:
+    writes = """
+class Ends(Leaves):
+    def end(self, exits, final):
+        exits.fill(1)
+
+class Begins(Leaves):
+    def begin(self, tokens):
+        tokens.index.fill(1)
+"""
+    source = POLICY.format(**{**ALL_LEAVE, **fault}).replace("@dataclass", f"{writes}\n@dataclass")
+    place = install("policies", source)
+    trace = make_trace()
+    before = {name: trace.fact(name).copy() for name in facts}
+    with pytest.raises(PolicyError, match="read-only") as refused:
+        replay_decisions(parse_policy("mine"), trace)
+    assert place in refused.value.where
+    for name, values in before.items():
+        assert (trace.fact(name) == values).all()
+
+
+def test_what_stops_the_command_is_no_fault_of_a_plug_in(install: Install) -> None:
+    install("policies", POLICY.format(**{**ALL_LEAVE, "decide": "(_ for _ in ()).throw(KeyboardInterrupt)"}))
+    with pytest.raises(KeyboardInterrupt):
         replay_decisions(parse_policy("mine"), make_trace())
-    if "whole number" not in what:  # which the grammar points at
-        assert place in refused.value.where
 
 
 MACHINE = """
@@ -251,28 +304,37 @@ from typing import ClassVar
 @dataclass(frozen=True)
 class Mine:
     name: ClassVar[str] = "mine"
-    text = "mine"
+    text = {text}
 
     def check(self, dtype=None):
-        pass
+        {check}
 
     def apply(self, model):
-        return {}
+        return {apply}
 """
+WORKS = {"text": "'mine'", "check": "pass", "apply": "model"}
 
 
 @pytest.mark.parametrize(
-    ("body", "what"),
+    ("fault", "what"),
     [
-        ("None", "gives an object of type NoneType, not a Model"),
-        ("model.hf", "gives an object of type LlamaForCausalLM, not a Model"),
-        ("{}['x']", "the transform mine failed: KeyError: 'x'"),
+        ({"apply": "None"}, "apply gives None, not Model"),
+        ({"apply": "model.hf"}, "gives an object of type LlamaForCausalLM, not a Model"),
+        ({"apply": "{}['x']"}, "the transform mine failed: KeyError: 'x'"),
+        ({"apply": "exit()"}, "the transform mine failed: SystemExit"),
+        ({"apply": "[p.data.fill_(float('nan')) for p in model.hf.parameters()] and model"}, "NaN"),
+        ({"apply": "model.hf.model.layers.__delitem__(3) or model"}, "its stack does not hold the layers"),
+        ({"check": "{}['x']"}, "the transform mine failed: KeyError: 'x'"),
+        ({"text": "property(lambda self: {}['x'])"}, "the transform mine failed: KeyError: 'x'"),
+        ({"text": "property(lambda self: 'int8')"}, "its text 'int8' does not begin with its name"),
+        ({"text": "'int8'"}, "its text 'int8' does not begin with its name"),
+        ({"text": "5"}, "its text 5 does not begin with its name"),
     ],
 )
-def test_a_transform_that_gives_no_model_is_named(install: Install, body: str, what: str) -> None:
-    place = install("transforms", TRANSFORM.format(body))
+def test_a_transform_that_does_not_do_is_named(install: Install, fault: dict[str, str], what: str) -> None:
+    place = install("transforms", TRANSFORM.format(**{**WORKS, **fault}))
     with pytest.raises(InputError, match=what) as refused:
-        apply_transform(parse_transform("mine"), example_model())
+        apply_transform(*read_transforms("mine", "float32"), example_model())
     assert place in refused.value.where
 
 

@@ -144,8 +144,8 @@ def asking(thing: object, what: str, kind: type[OfframpError] = InputError) -> I
     """Let whatever others' code raises within the block be an error that names it.
 
     thing: whose code it is; what offramp's own raises is left as it is. what: it is, in words ("the policy
-    mine"). An error of offramp's is let through, with the name added. Raises an error of that kind for any
-    other.
+    mine"). An error of offramp's is let through, with the name added, and so is what stops the command.
+    Raises an error of that kind for any other, `sys.exit()` among them.
     """
     if not is_foreign(thing):
         yield
@@ -157,7 +157,9 @@ def asking(thing: object, what: str, kind: type[OfframpError] = InputError) -> I
         if origin not in error.where:
             error.where = f"{error.where}, {origin}" if error.where else origin
         raise
-    except Exception as error:
+    except BaseException as error:  # others' code may raise anything
+        if isinstance(error, KeyboardInterrupt) or _is_own(type(error)):
+            raise
         raise_if_out_of_memory(error)
         raise kind(
             f"{what} failed: {_said(error)}", where=f"{_line_of(error)}, {origin_of(thing)}", fix=FIX
@@ -178,6 +180,6 @@ def _said(error: BaseException) -> str:
     return str(error) if plain else f"{type(error).__name__}: {error}"
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{last.filename}, line {last.lineno}"

@@ -141,7 +141,7 @@ def test_a_transform_that_keeps_the_rules_passes(plug_in: Any) -> None:
         (Nameless, r"the identity names \(\), not its text last"),
         (Rebased, "it changes the fingerprint of the base"),
         (Repeatable, "it can be applied twice"),
-        (Breaking, "logits that are not finite"),
+        (Breaking, "logits are NaN or infinite"),
         (Random, "two models that were loaded alike become different ones"),
         (Shapeless, "the shape has 5 layers, the stack 6"),
         (Stale, "its stack does not hold the layers that the transformed model runs"),

@@ -204,7 +204,7 @@ class Needs(Threshold):
         ({3: ("max_prob",)}, "do not ascend within 1 to 2"),
         ({2: ("max_prob",), 1: ("max_prob",)}, "do not ascend"),
         ({1: ("kl_to_final",)}, "no probe gives the fact 'kl_to_final'"),
-        ({1: ("luck",)}, "no probe gives the fact 'luck'"),
+        ({1: ("luck",)}, "the unknown fact 'luck'"),
     ],
 )
 def test_the_contract_finds_impossible_needs(

@@ -295,10 +295,10 @@ def test_workloads_whose_names_differ_in_punctuation_get_ids_of_their_own() -> N
 
 
 class Hostile(Never):
-    """A plug-in's policy whose text is no policy's."""
+    """A plug-in's policy whose text holds more than a policy's."""
 
     def __str__(self) -> str:
-        return HOSTILE
+        return f"never:{HOSTILE}"
 
 
 def hostile_answers(workload: WorkloadResult, hostile: str) -> WorkloadResult:

@@ -33,10 +33,11 @@ from offramp.files import (
 from offramp.kit.arguments import settled
 from offramp.kit.rules import suggest
 from offramp.kit.typed import from_json
-from offramp.plug_ins import Known, asking, load_plug_in, refused
+from offramp.plug_ins import Known, asking, is_foreign, load_plug_in, refused
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.parameter_types import EXIT, SEVERAL_EXITS, require_balanced, split_outside_brackets
 from offramp.policies.policy import ExitBeyondError, ExitPolicy, Parameter, ParameterError, text_of
+from offramp.policies.policy_checks import require_claims
 from offramp.policies.rules.around import Filtered, Minimum, NoDeeper
 from offramp.policies.rules.combined import Tasks, Votes
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
@@ -205,7 +206,10 @@ def read_text(text: str) -> ExitPolicy:
         )
     try:
         with _asking(kind):
-            return kind(**values)
+            policy = kind(**values)
+        if is_foreign(kind):
+            require_claims(policy)
+        return policy
     except ParameterError as error:
         start, _ = starts.get(error.parameter or "", (0, ""))
         raise error.moved(start) from error

@@ -233,7 +233,7 @@ class ExitPolicy(ABC):
         """The exits below L, ascending, where facts are read."""
         return tuple(exit for exit, facts in self.needs(layers).items() if facts)
 
-    def parameter_values(self) -> dict[str, Any]:
+    def parameter_values(self) -> Mapping[str, Any]:
         """Parameters by name, as JSON holds them: tuples become lists, policies their text in brackets."""
         return {parameter.name: _plain(getattr(self, parameter.name)) for parameter in self.parameters}
 

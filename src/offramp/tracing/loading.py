@@ -21,7 +21,6 @@ from offramp.kit.sound import require_within
 from offramp.models.devices import AUTO, CPU, DtypeName, find_device
 from offramp.models.identity import ModelIdentity, shown_name
 from offramp.models.source import ModelFiles, at_revision, is_object, named_object
-from offramp.plug_ins import asking
 
 if TYPE_CHECKING:
     from offramp.heads.exit_heads import ExitHeads
@@ -107,8 +106,7 @@ def require_usable(transforms: Sequence[Transform], dtype: str | None) -> None:
     require_distinct(transforms)
     if dtype is not None:
         for transform in transforms:
-            with asking(transform, f"the transform {transform.name}"):
-                transform.check(dtype)
+            transform.check(dtype)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from functools import partial
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from offramp.errors import InputError, OfframpError
+from offramp.errors import InputError, ModelError, OfframpError
+from offramp.kit.contract import hold
 from offramp.kit.rules import suggest
 from offramp.plug_ins import FIX, Known, asking, load_plug_in, refused, unfit
 
@@ -140,6 +141,7 @@ READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 """Readers by the type of the field, and what they take."""
 
 
+CONTRACT = f"{FIX} (see offramp.testing.check_transform)"
 ENTRY_POINT_GROUP = "offramp.transforms"
 PARTS = ("name", "text", "check", "apply")
 BUILT_IN = {
@@ -174,7 +176,7 @@ def _is_transform(found: object) -> bool:
 
 
 def _refused(point: EntryPoint, what: str) -> OfframpError:
-    return refused(point, what, fix=f"{FIX} (see offramp.testing.check_transform)")
+    return refused(point, what, fix=CONTRACT)
 
 
 TRANSFORMS: Known[type[Transform]] = Known(
@@ -192,17 +194,39 @@ imported, is no such class, or bears another name."""
 def apply_transform(transform: Transform, model: Model) -> Model:
     """The model that a transform makes of this one, which is used up.
 
-    Raises what the transform refuses, and InputError for one of others that fails, or gives no model.
+    Raises what the transform refuses, and InputError for one of others that fails, or gives none that works.
     """
     from offramp.models.conditioned import probing
-    from offramp.models.model import Model
 
-    with asking(transform, f"the transform {transform.name}"), probing(model.hf):
-        found: object = transform.apply(model)
-    if not isinstance(found, Model):
-        shown = f"the transform {transform.name} gives an object of type {type(found).__name__}, not a Model"
-        raise unfit(transform, shown, fix=f"{FIX} (see offramp.testing.check_transform)")
-    return found
+    with probing(model.hf):
+        return transform.apply(model)
+
+
+def _shown(transform: Transform) -> str:
+    return f"the transform {transform.name}"
+
+
+def _fit(transform: Transform, name: str, answer: Any, *given: Any, **named: Any) -> Any:
+    """The answer of others' transform. Raises InputError for what is no model, or one without exact exits."""
+    if name == "apply":
+        from offramp.models.discovery import find_stack
+        from offramp.models.model import Model
+
+        if not isinstance(answer, Model):
+            what = f"{_shown(transform)} gives an object of type {type(answer).__name__}, not a Model"
+            raise unfit(transform, what, fix=CONTRACT)
+        if answer.streamed is None:
+            try:
+                layers = find_stack(answer.hf, name=answer.shown_name).layers
+            except ModelError as error:
+                what = f"{_shown(transform)} breaks the model: {error.what}"
+                raise unfit(transform, what, fix=CONTRACT) from error
+            if layers != answer.stack.layers:
+                what = (
+                    f"{_shown(transform)}: its stack does not hold the layers that the transformed model runs"
+                )
+                raise unfit(transform, what, fix=CONTRACT)
+    return answer
 
 
 def describe_transforms() -> tuple[TransformDescription, ...]:
@@ -253,6 +277,7 @@ def parse_transform(text: str) -> Transform:
     try:
         with asking(kind, f"the transform {name}"):
             transform: Transform = kind(**given)
+        require_distinct((transform,))
     except InputError as error:
         raise InputError(
             error.what, where=f"{text}, {error.where}" if error.where else text, fix=error.fix
@@ -271,9 +296,16 @@ def parse_transforms(texts: Iterable[str]) -> tuple[Transform, ...]:
 
 
 def require_distinct(transforms: Iterable[Transform]) -> None:
-    """Refuse two transforms of one name. Raises InputError."""
+    """Refuse two transforms of one name, and others' that give the text of another. Raises InputError.
+
+    Those of others are held to the contract from here on.
+    """
     first: dict[str, str] = {}
     for transform in transforms:
+        hold(type(transform), Transform, _shown, fix=CONTRACT, fit=_fit)
+        if str(transform.text).partition(":")[0] != transform.name:
+            what = f"{_shown(transform)}: its text {transform.text!r} does not begin with its name"
+            raise unfit(transform, what, fix=CONTRACT)
         if transform.name in first:
             raise InputError(
                 f"the transform {transform.name} is given twice",
