@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from hypothesis import given
@@ -37,7 +38,9 @@ from offramp.files import (
     write_text_atomically,
 )
 from offramp.heads.file import read_heads
+from offramp.kit.output_file import require_json_file
 from offramp.kit.picture import read_picture
+from offramp.kit.request import Request, Writes
 from offramp.kit.sealed_tensors import read_arrays
 from offramp.kit.sound import read_wav
 from offramp.kit.typed import InvalidRecordError, from_json
@@ -156,6 +159,35 @@ def test_a_path_with_a_nul_is_refused() -> None:
     for reading in (read_json, sha256_of_file):
         with pytest.raises(OSError, match="cannot hold the character NUL"):
             reading(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing(Request):
+    """A request that writes."""
+
+    output: Annotated[Path | str, Writes(lambda asked, path: None)]
+
+
+@pytest.mark.parametrize(
+    ("path", "what", "where"),
+    [
+        ("", "has no name", ""),
+        (Path("a", "\udcff.json"), "is not UTF-8", r"a/\udcff.json"),
+        ("no/" + "x" * 250 + ".json", "is too long", "no/xxx"),
+    ],
+)
+def test_what_cannot_be_the_path_of_an_output_is_refused(path: str | Path, what: str, where: str) -> None:
+    with pytest.raises(InputError, match=what) as refused:
+        Writing(output=path)
+    assert refused.value.where.startswith(where)
+    for writing in (
+        lambda: locked_folder(Path(path)).__enter__(),
+        lambda: require_json_file(Path(path), "a load", lambda value: True),
+        lambda: write_text_atomically(Path(path), "text"),
+    ):
+        if path:
+            with pytest.raises(InputError, match=what):
+                writing()
 
 
 OWN_JSON = {

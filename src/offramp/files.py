@@ -31,6 +31,9 @@ NO_FILE = "it is a folder, a device or a pipe, not a file"
 NO_PATH = "a path cannot hold the character NUL"
 LINKED = "it is a link, or has a second name: what is written to it would be written elsewhere"
 
+LONGEST_NAME = 255
+"""Bytes of the name of a file or folder that file systems take."""
+
 LARGEST_GIVEN = 64_000_000
 """Bytes of a file that people name, read whole: a policy, a profile, a study, a picture or a sound."""
 
@@ -311,9 +314,10 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool =
     the old file, or the whole new one. The temporary file is removed if `write` fails. apart: put it into a
     temporary folder, for safetensors, which writes files of its own beside it.
 
-    Raises InputError if a folder is in its place, DiskFullError if the disk is full, with the free and the
-    written sizes.
+    Raises InputError if a folder is in its place or it cannot be a path, DiskFullError if the disk is full,
+    with the free and the written sizes.
     """
+    require_path(path)
     if path.is_dir():
         raise InputError(
             f"a folder stands where the file {path.name} is written",
@@ -353,7 +357,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool =
 
 def temporary_path(path: Path) -> Path:
     """Where this process makes what it then puts in the place of `path`; `is_temporary` knows the name."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    return path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
 
 
 def is_temporary(path: Path) -> bool:
@@ -460,7 +464,7 @@ def locked_folder(folder: Path, another: str = ", or choose another folder with 
 
     Raises InputError if the folder is held by another process, or cannot be made or written.
     """
-    _require_path(folder)
+    require_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         require_alone(folder / ".lock")
@@ -497,9 +501,19 @@ def _sources(place: str) -> tuple[tuple[str, str], ...]:
     return tuple((file.relative_to(PACKAGE).as_posix(), sha256_of_file(file)) for file in files)
 
 
-def _require_path(path: Path) -> None:
-    if "\0" in str(path):
-        raise InputError(NO_PATH, where=str(path), fix="choose another folder with -o")
+def require_path(path: str | Path) -> None:
+    """Refuse what cannot be the path of an output, and a text without a name: a `Path` of it is the current
+    folder. Raises InputError.
+    """
+    try:
+        # Names of files are kept in JSON, and arrow takes no others. Each is written beside its place first.
+        longest = max(len(part.encode()) for part in temporary_path(Path(path)).parts)
+        why = "the output has no name" if not str(path) else NO_PATH if "\0" in str(path) else None
+        why = "the output's name is too long" if longest > LONGEST_NAME else why
+    except UnicodeEncodeError:
+        why = "the output's path is not UTF-8"
+    if why is not None:
+        raise InputError(why, where=ascii(str(path))[1:-1], fix="choose another output with -o")
 
 
 def require_no_links(folder: Path) -> None:
@@ -526,7 +540,7 @@ def require_writable(folder: Path) -> None:
 
     Raises InputError if a file stands in the way or the folder may not be written.
     """
-    _require_path(folder)
+    require_path(folder)
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         kind = "a file" if existing.exists() else "a link that leads nowhere"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.files import SEAL, json_object_in, open_regular
+from offramp.files import SEAL, json_object_in, open_regular, require_path
 
 PAGE_MARK = b'<meta name="generator" content="offramp">'
 """In the head of every page (`report/templates/frame.html`)."""
@@ -25,6 +25,7 @@ def require_json_file(
 
     Raises InputError, before anything is computed.
     """
+    require_path(path)
     if path.suffix != ".json":
         raise InputError(
             "the output's name does not end in .json",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, Protocol, TypeVar
 
 from offramp.errors import InputError
+from offramp.files import require_path
 from offramp.kit.arguments import field_hints, require_named, settled
 from offramp.kit.rules import is_rule, refusal_beside, suggest
 
@@ -211,6 +212,7 @@ class Request(Options):
             object.__setattr__(self, name, value)
         for field in fields:
             if field.writes is not None and (output := getattr(self, field.name)) is not None:
+                require_path(output)
                 field.writes.require(self, Path(output))
         self.check()
 

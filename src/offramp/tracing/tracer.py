@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from offramp.errors import DamagedFileError, InputError, ModelError
+from offramp.files import require_path
 from offramp.heads.at_work import require_exits, require_readable, require_sizes
 from offramp.heads.described import describe_heads
 from offramp.heads.exit_heads import ExitHeads
@@ -148,6 +149,7 @@ def trace(
         result = run.in_memory()
         result.workload = work
         return result
+    require_path(output)
     folder = Path(output)
     # Bad input is refused before the folder is made; only answers need a folder to be planned.
     plan = run.plan(None) if work.mode == "text" else None
