@@ -130,6 +130,14 @@ def test_trace_by_position_and_by_keyword_are_the_same(model: offramp.Model, wor
             offramp.trace(model, workload, **option)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("option", ["tokens", "document_tokens", "memory"])
+def test_a_count_of_a_trace_is_one_at_least(model: offramp.Model, workload: str, option: str) -> None:
+    with pytest.raises(offramp.InputError, match="must be at least 1, not 0"):
+        offramp.trace(model, workload, **{option: 0})  # type: ignore[arg-type]
+    with pytest.raises(offramp.InputError, match="tokens must be at least 1, not 0"):
+        offramp.exit_scores(model, workload=workload, tokens=0)
+
+
 def test_facts_are_arrays_of_tokens_and_exits(trace: offramp.Trace) -> None:
     assert {fact.name for fact in FACTS} == set(FACT_NAMES)
     for name in FACT_NAMES:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from offramp.cli.command import Output, command, group
+from offramp.cli.shared_options import read_number
 from offramp.defaults import SEED, SHORTLIST
 from offramp.errors import InputError
 from offramp.files import require_writable
@@ -139,10 +140,8 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request):
     @property
     def rank(self) -> Rank:
         """Of the maps. Raises InputError for what is none."""
-        number = whole_number(str(self.kv_rank), 0)
-        rank: Rank = settled(
-            "kv_rank", self.kv_rank if number is None else number, Rank, "Rank", where="--kv-rank"
-        )
+        number = read_number(str(self.kv_rank), "--kv-rank", AUTO, "full")
+        rank: Rank = settled("kv_rank", number, Rank, "Rank", where="--kv-rank")
         return rank
 
 

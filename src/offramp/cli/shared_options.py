@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from offramp import defaults
 from offramp.commands import loadable_name
 from offramp.errors import InputError, ModelError
-from offramp.kit.numbers import Copied, Count
+from offramp.kit.numbers import LARGEST_SEED, Copied, Count, whole_number
 from offramp.kit.request import Options, flags
-from offramp.kit.rules import only_if
+from offramp.kit.rules import only_if, shown
 from offramp.models.devices import AUTO
 from offramp.policies.names import BatchingName, StrategyName
 from offramp.tracing.asked import OnModel
@@ -29,9 +29,17 @@ if TYPE_CHECKING:
 SPECULATE = "speculate"
 
 
-def read_draft_length(text: str | None) -> Any:
-    """A text as a number, if it is one: what else it may be, the options say."""
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 20 else text
+def read_number(text: str | None, option: str, *words: str) -> Any:
+    """The text of an option as a whole number, or as it is if it is one of the words, or None.
+
+    Raises InputError for any other.
+    """
+    number = None if text is None else whole_number(text, 0, LARGEST_SEED)
+    if number is None and text not in (None, *words):
+        name = option.strip("-").replace("-", " ")
+        fix = f"give {', '.join(words)} or a whole number"
+        raise InputError(f"{name} cannot be {shown(text)}", where=option, fix=fix)
+    return text if number is None else number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +85,7 @@ class Leaving(Keeping, OnModel):
             self.policy,
             kv=self.kv,
             heads=self.heads_file,
-            draft_length=read_draft_length(self.draft_length),
+            draft_length=read_number(self.draft_length, "--draft-length", AUTO),
             lookup=self.lookup,
             batching=self.batching,
             new_tokens=self.new_tokens,

@@ -205,8 +205,12 @@ class Request(Options):
     def __post_init__(self) -> None:
         fields = fields_of(type(self))
         for field in fields:
-            value = settled(field.name, getattr(self, field.name), field.hint, field.said)
-            object.__setattr__(self, field.name, value)
+            value = getattr(self, field.name)
+            option = f"--{field.switch(value).replace('_', '-')}"
+            where = "" if option[2:].replace("-", "_") == field.name else option
+            object.__setattr__(
+                self, field.name, settled(field.name, value, field.hint, field.said, where=where)
+            )
         self._refuse_beside({field.name: field for field in fields})
         for name, value in self.settle().items():
             object.__setattr__(self, name, value)

@@ -23,6 +23,7 @@ from offramp.heads.output_head import state_shape_of
 from offramp.heads.statistics import choose_reductions
 from offramp.heads.trained_model import TrainedOn, trained_on
 from offramp.kit.code import code_of
+from offramp.kit.numbers import Count
 from offramp.models.devices import device_name
 from offramp.models.loading import Placement, load_source
 from offramp.models.model import Model, in_evaluation
@@ -62,18 +63,18 @@ from offramp.workloads.workload import Workload
 def trace(
     model: Model,
     workload: Any,
-    tokens: int = DEFAULT_TOKENS,
+    tokens: Count = DEFAULT_TOKENS,
     exits: str | Sequence[int] = "all",
     signals: str | Sequence[str] = (),
     heads: str | Path | ExitHeads | None = None,
     *,
     context: int | None = None,
-    document_tokens: int | None = None,
+    document_tokens: Count | None = None,
     reference: Model | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     repair: bool = False,
-    memory: int | None = None,
+    memory: Count | None = None,
     progress: bool | None = None,
 ) -> Trace:
     """Measure a model at every exit on a workload.

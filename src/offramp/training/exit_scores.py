@@ -38,7 +38,7 @@ def exit_scores(
     tokenizer: Any = None,
     *,
     workload: Any,
-    tokens: int = TOKENS,
+    tokens: Count = TOKENS,
     exits: str | Sequence[int] = "all",
     prefix: str = PREFIX,
 ) -> dict[str, float]:

@@ -60,6 +60,9 @@ def test_nothing_finished_is_nothing_to_compare(folders) -> None:
     with pytest.raises(InputError, match="no score is finished") as refused:
         read_comparison([folders(failures={"a · prose": "out of memory"})])
     assert "a · prose: out of memory" in refused.value.what
+    with pytest.raises(InputError, match="no folder is given") as refused:
+        read_comparison([])
+    assert refused.value.fix == "give folders of offramp study run and offramp run"
 
 
 def test_several_folders_become_one_table(folders) -> None:

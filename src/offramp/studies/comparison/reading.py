@@ -36,6 +36,12 @@ def read_comparison(folders: Sequence[str | Path], *, mixed: bool = False) -> Co
     Raises InputError for a folder that is neither, folders without a finished score, what may not be compared
     (see `offramp.studies.comparison.equality`); DamagedFileError where a file, or every score, was changed.
     """
+    if not folders:
+        raise InputError(
+            "there is nothing to compare: no folder is given",
+            where="folders=",
+            fix="give folders of offramp study run and offramp run",
+        )
     contents = with_shared_names([read_folder(Path(folder)) for folder in folders])
     rows = without_twins(row for content in contents for row in content.rows)
     failures = {cell: why for content in contents for cell, why in content.failures.items()}
