@@ -161,6 +161,13 @@ def test_a_path_with_a_nul_is_refused() -> None:
             reading(path)
 
 
+def test_a_folder_in_the_place_of_the_lock_is_to_be_moved(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match="not a file") as refused:
+        locked_folder(tmp_path).__enter__()
+    assert refused.value.fix == "move it away, or choose another folder with -o"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Writing(Request):
     """A request that writes."""

@@ -473,7 +473,7 @@ def locked_folder(folder: Path, another: str = ", or choose another folder with 
         raise InputError(
             f"the output folder cannot be made or written: {error.strerror}",
             where=str(error.filename or folder),
-            fix=f"change its permissions{another}",
+            fix=f"{'move it away' if error.strerror == NO_FILE else 'change its permissions'}{another}",
         ) from error
     with lock as file:
         try:

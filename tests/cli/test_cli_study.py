@@ -167,7 +167,7 @@ def test_a_report_of_a_study_that_never_ran_is_refused(small: Path) -> None:
     assert max(map(len, shown.splitlines()[2:])) <= 80  # below the study's title and folder
     error = run_offramp(*study("report", small, "--json")).require(2).json["error"]
     assert error["what"] == "nothing has run here yet, it was only planned"
-    assert error["fix"] == f"run it: offramp study run {small}"
+    assert error["fix"] == f"run it: offramp study run {small} --output {small.parent / 'out'}"
 
 
 @pytest.mark.slow

@@ -359,6 +359,7 @@ MISFITS: list[tuple[ExitHeads, str]] = [
     (example(shortlist=np.zeros(0, np.int32)), "the shortlist is not of token ids"),
     (example(shortlist=np.array([[1, 2]], np.int32)), "the shortlist is not of token ids"),
     (example(shortlist=np.array([1, 1], np.int32)), "the shortlist is not of token ids"),
+    (example(candidate_exit=99), "the candidate exit 99 is none of its exits"),
     (with_maps(bias=np.zeros((3, HIDDEN), np.float32)), "kv_maps.1.bias is float32"),
     (with_maps(centre=np.zeros(HIDDEN)), "kv_maps.1.centre is float64"),
     (with_maps(inward=np.zeros((0, HIDDEN), np.float32)), "rank 0"),

@@ -362,6 +362,8 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
     layers = said.model.layers
     if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
         raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
+    if heads.candidate_exit not in (None, *heads.exits):
+        raise reader.refused(f"the candidate exit {heads.candidate_exit} is none of its exits")
     return heads
 
 

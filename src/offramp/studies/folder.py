@@ -61,8 +61,6 @@ FILE = SealedFile(
     "give the command again that made the folder: it plans anew, and keeps what is done",
     version=4,
 )
-STUDY_RUN = "offramp study run STUDY.toml"
-"""The command that goes on with a study; only people know where they keep its file."""
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 TASKS = "tasks"
@@ -129,11 +127,16 @@ class StudyFolder:
     def command(self) -> str:
         """The command that goes on with what lies here: of a run that which it was last started with, into
         the folder where it lies now; of one that was killed while another took its place, that of the other,
-        which puts the rest in its place. STUDY_RUN of a study, and where the journal says nothing.
+        which puts the rest in its place. Of a study, and where the journal says nothing, that of a study, of
+        which only people know where they keep its file.
         """
         left = OwnFiles(self.path).left_whole
         newest = self if left is None or not (left / JOURNAL).is_file() else StudyFolder(left)
-        return RunStart.last(newest.journal.read().events).command_in(self.path) or STUDY_RUN
+        return RunStart.last(newest.journal.read().events).command_in(self.path) or self._study_run
+
+    @property
+    def _study_run(self) -> str:
+        return command_line("study run", "STUDY.toml", output=self.path)
 
     def condition(self, task: Task) -> Condition:
         """What a task's files say of it."""
@@ -381,7 +384,7 @@ class StudyFolder:
                 f"the folder's {PLAN} is missing", where=str(self.path), fix=f"{FILE.fix}: {self.command()}"
             )
         elif self.is_begun:
-            what, fix = "nothing has run here yet, it was only planned", f"run it: {STUDY_RUN}"
+            what, fix = "nothing has run here yet, it was only planned", f"run it: {self._study_run}"
         elif is_trace(self.path):
             what = "this is a trace, and there is no page of one alone"
             replay = command_line("replay", self.path, policy="static:exit=N")
