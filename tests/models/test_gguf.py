@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from offramp.errors import ModelError, OfframpError
-from offramp.models import gguf_file
+from offramp.models import gguf_file, gguf_header
 from offramp.models.gguf_file import CACHE_VARIABLE, dense_folder, find_damage
 from offramp.models.gguf_header import read_header
 from offramp.models.identity import identify_folder
@@ -213,6 +214,49 @@ def test_a_header_that_makes_no_sense_is_refused(
     write_gguf(path)
     path.write_bytes(damage(path.read_bytes()))
     require_refused(path, cache, why)
+
+
+def test_a_header_too_large_to_read_is_refused_before_any_of_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    for bound, most, why in (
+        ("LONGEST_TEXT", 30, r"38 bytes in the text of key, and at most 30"),
+        ("ALL_TEXTS", 800, r"810 bytes in the texts up to that of key, and at most 800"),
+        ("MOST_VALUES", 517, r"518 values in the lists up to tokenizer.ggml.token_type, and at most 517"),
+        ("MOST_ENTRIES", 19, r"there are 20 tensors, and at most 19"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(gguf_header, bound, most)
+            with pytest.raises(ModelError, match=why) as error:
+                read_header(path)
+        assert "GGUF file from another source" in error.value.fix
+    content = path.read_bytes()
+    size = gguf_header.LONGEST_TEXT + 1
+    path.write_bytes(with_word(content, after(content, b"general.license") + 4, "<Q", size) + bytes(size))
+    tracemalloc.start()
+    with pytest.raises(ModelError, match=r"1,000,001 bytes in the text of general.license"):
+        read_header(path)
+    assert tracemalloc.get_traced_memory()[1] < size / 2
+    tracemalloc.stop()
+
+
+def test_a_header_is_read_quickly_and_as_the_gguf_package_reads_it(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import read_field
+
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    slow: Any = GGUFReader(path)
+    with gguf_file._read_quickly():
+        quick: Any = GGUFReader(path)
+    # One part for each value, so none is an array of its own.
+    assert isinstance(quick.fields["tokenizer.ggml.tokens"].parts[-1], bytes)
+    assert len(slow.fields) == len(quick.fields) > 15
+    for key in slow.fields:
+        assert read_field(quick, key) == read_field(slow, key)
+    assert [tensor.name for tensor in quick.tensors] == [tensor.name for tensor in slow.tensors]
 
 
 FEED = "blk.0.ffn_up.weight"

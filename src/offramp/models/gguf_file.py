@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from offramp.errors import DamagedFileError, InputError, ModelError, OfframpErro
 from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_text, sync_folder
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.checkpoint import AGAIN, StoredTensor
-from offramp.models.gguf_header import GgufHeader, read_header
+from offramp.models.gguf_header import ARRAY, SCALARS, STRING, GgufHeader, read_header
 from offramp.models.process import quiet_transformers
 
 SOURCE_FILE = "source.json"
@@ -45,7 +46,7 @@ def write_description(path: Path, folder: Path) -> None:
 
     header = read_header(path)
     auto_class: Any = transformers.AutoModelForCausalLM
-    with quiet_transformers(), _refused_by_transformers(path):
+    with quiet_transformers(), _refused_by_transformers(path), _read_quickly():
         config = transformers.AutoConfig.from_pretrained(path.parent, **_packed(path))
         with torch.device("meta"):
             hf = auto_class.from_config(config)
@@ -82,7 +83,7 @@ def convert_to_safetensors(path: Path, folder: Path) -> None:
     auto_class: Any = transformers.AutoModelForCausalLM
     options = {"dtype": torch.float32, "output_loading_info": True, **_dequantize_option(path)}
     with quiet_transformers():
-        with _refused_by_transformers(path), _without_bar():
+        with _refused_by_transformers(path), _read_quickly():
             model, report = auto_class.from_pretrained(path.parent, **_packed(path), **options)
         _refuse(path, missing=report["missing_keys"], unread=report["unexpected_keys"])
         check_finite(model, str(path))
@@ -99,17 +100,48 @@ def _packed(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _without_bar() -> Iterator[None]:
-    """transformers draws the bar over a file's tensors whether or not its bars are asked for."""
+def _read_quickly() -> Iterator[None]:
+    """The gguf package makes arrays of each value of a header, which takes a minute for a large vocabulary.
+
+    And transformers draws a bar over the tensors, whether or not its bars are asked for."""
+    import gguf
     from transformers import modeling_gguf_pytorch_utils
 
     loader: Any = modeling_gguf_pytorch_utils
-    bar = loader.tqdm
+    reader: Any = gguf.GGUFReader
+    bar, parts = loader.tqdm, reader._get_field_parts
     loader.tqdm = functools.partial(bar, disable=True)
+    reader._get_field_parts = functools.partialmethod(_field_parts, parts)
     try:
         yield
     finally:
-        loader.tqdm = bar
+        loader.tqdm, reader._get_field_parts = bar, parts
+
+
+def _field_parts(reader: Any, slow: Callable[..., Any], offset: int, kind: int) -> Any:
+    """Size, parts, which of them are values, and types of a value of a header, as GGUFReader gives them."""
+    if kind not in (STRING, ARRAY):
+        return slow(reader, offset, kind)
+    data, at = memoryview(reader.data), offset
+
+    def text() -> bytes:
+        nonlocal at
+        (length,) = struct.unpack_from("<Q", data, at)
+        at += 8 + length
+        return bytes(data[at - length : at])
+
+    if kind == STRING:
+        parts: list[Any] = [text()]
+        return at - offset, parts, [0], [STRING]
+    item, count = struct.unpack_from("<IQ", data, at)
+    at += 12
+    if item == STRING:
+        parts = [text() for _ in range(count)]
+    else:
+        form = f"<{SCALARS[item]}"
+        end = at + count * struct.calcsize(form)
+        parts, at = list(struct.iter_unpack(form, data[at:end])), end
+    return at - offset, parts, list(range(count)), [ARRAY, item]
 
 
 @contextmanager

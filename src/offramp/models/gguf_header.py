@@ -24,8 +24,17 @@ VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Formats of `struct` by the numbers of GGUF's value types."""
+LONGEST_TEXT = 1_000_000
+"""Bytes of one text of a header: a key, a name, a token or a chat template."""
+MOST_VALUES = 2_000_000
+"""In all lists of a header together: those of Gemma have 1,300,000."""
+MOST_ENTRIES = 100_000
+"""Keys or tensors."""
+ALL_TEXTS = 20_000_000
+"""Bytes of them together: those of Gemma have some 8,000,000."""
 MOST_AXES = 4
 ALIGNMENT_KEY, ALIGNMENT = "general.alignment", 32
+OTHER_FILE = "use the same model as safetensors, or a GGUF file from another source"
 SIZE_KEYS = (
     "embedding_length",
     "feed_forward_length",
@@ -116,6 +125,7 @@ def read_header(path: Path) -> GgufHeader:
 def _walk(content: mmap.mmap, path: Path) -> GgufHeader:
     """Read keys and tensor table. Raises ValueError and struct.error for what cannot be."""
     at = len(MAGIC)
+    texts = listed = 0
 
     def take(form: str) -> tuple[Any, ...]:
         nonlocal at
@@ -123,36 +133,59 @@ def _walk(content: mmap.mmap, path: Path) -> GgufHeader:
         at += struct.calcsize(f"<{form}")
         return taken
 
-    def text() -> str:
-        (length,) = take("Q")
-        return str(take(f"{length}s")[0], "utf-8")
+    def allow(count: int, most: int, what: str, before: int = 0) -> None:
+        # Whatever is counted takes a byte or more.
+        if count > len(content) - at or before + count > most:
+            said = what.replace("#", f"{before + count:,}", 1)
+            if count > len(content) - at:
+                raise ValueError(f"{said}, and it ends before")
+            raise _unreadable(f"{said}, and at most {most:,} are read", path)
 
-    def value(kind: int) -> Any:
+    def text(place: str) -> str:
+        nonlocal at, texts
+        (length,) = take("Q")
+        allow(length, LONGEST_TEXT, f"there are # bytes in the text of {place}")
+        allow(length, ALL_TEXTS, f"there are # bytes in the texts up to that of {place}", texts)
+        texts += length
+        at += length
+        return str(content[at - length : at], "utf-8")
+
+    def value(kind: int, key: str) -> Any:
+        nonlocal listed
         if kind == STRING:
-            return text()
+            return text(key)
         if kind != ARRAY:
             return take(_format(kind))[0]
         item, count = take("IQ")
-        return tuple(text() for _ in range(count)) if item == STRING else take(f"{count}{_format(item)}")
+        allow(count, MOST_VALUES, f"there are # values in the lists up to {key}", listed)
+        listed += count
+        return tuple(text(key) for _ in range(count)) if item == STRING else take(f"{count}{_format(item)}")
 
     version, tensor_count, key_count = take("IQQ")
     if version not in VERSIONS:
         raise ValueError(f"it states the version {version}")
+    allow(key_count, MOST_ENTRIES, "there are # keys")
+    allow(tensor_count, MOST_ENTRIES, "there are # tensors")
     values: dict[str, Any] = {}
     for _ in range(key_count):
-        key, (kind,) = text(), take("I")
+        key, (kind,) = text("key"), take("I")
         if key in values:
             raise ValueError(f"the key {key} stands there twice")
-        values[key] = value(kind)
+        values[key] = value(kind, key)
     table = []
     for _ in range(tensor_count):
-        name, (axes,) = text(), take("I")
+        name, (axes,) = text("tensor"), take("I")
+        allow(axes, MOST_AXES, f"there are # axes of {name}")
         table.append((name, take(f"{axes}Q")[::-1], *take("IQ")))
     if not isinstance(values.get("general.architecture"), str):
         raise ValueError("it states no architecture")
     alignment = values.get(ALIGNMENT_KEY, ALIGNMENT)
     tensors = _placed(table, path, alignment, size=len(content) - _padded(at, alignment))
     return GgufHeader(values, tensors)
+
+
+def _unreadable(what: str, path: Path) -> ModelError:
+    return ModelError(f"the GGUF file cannot be read: {what}", where=str(path), fix=OTHER_FILE)
 
 
 def _format(kind: int) -> str:
@@ -183,7 +216,7 @@ def _placed(
         if kind not in types:
             raise ValueError(f"the tensor {name} is of the unknown type {kind}")
         block, block_bytes = GGML_QUANT_SIZES[types[kind]]
-        if not 1 <= len(shape) <= MOST_AXES or 0 in shape or shape[-1] % block:
+        if not shape or 0 in shape or shape[-1] % block:
             raise ValueError(f"the tensor {name} has the shape {list(shape)}, in blocks of {block}")
         begin = _padded(end, alignment)
         if offset != begin:
