@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,15 @@ def write_gguf(
     dtype: Any = np.float32,
     licence: str | None = "mit",
     change: Callable[[dict[str, np.ndarray]], Any] | None = None,
+    keys: Mapping[str, Any] | None = None,
     **stated: int,
 ) -> dict[str, np.ndarray]:
     """A random Llama of 2 layers with a byte-level tokenizer; returns its tensors.
 
-    change: is given these before they are written. stated: other values of the header, by the ends of keys.
+    change: is given these before they are written. keys: other values of the header, None for none. stated:
+    other sizes, by the ends of keys.
     """
-    from gguf import GGUFWriter, TokenType
+    from gguf import GGUFValueType, GGUFWriter, TokenType
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     writer = GGUFWriter(path, "llama")
@@ -167,6 +169,13 @@ def write_gguf(
     tensors = {name: generator.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
     if change is not None:
         change(tensors)
+    for key, value in (keys or {}).items():
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            kind = GGUFValueType.get_type(value)
+            if kind == GGUFValueType.INT32:
+                kind = GGUFValueType.INT64 if value < 0 else GGUFValueType.UINT64
+            writer.add_key_value(key, value, kind)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

@@ -25,6 +25,7 @@ from offramp.errors import ModelError, OfframpError
 from offramp.models import gguf_file, gguf_header
 from offramp.models.gguf_file import CACHE_VARIABLE, dense_folder, find_damage
 from offramp.models.gguf_header import read_header
+from offramp.models.gguf_metadata import check_all_read
 from offramp.models.identity import identify_folder
 from offramp.models.model import Model
 from offramp.models.source import find_source, gguf_name
@@ -257,6 +258,161 @@ def test_a_header_is_read_quickly_and_as_the_gguf_package_reads_it(tmp_path: Pat
     for key in slow.fields:
         assert read_field(quick, key) == read_field(slow, key)
     assert [tensor.name for tensor in quick.tensors] == [tensor.name for tensor in slow.tensors]
+
+
+def header_of(architecture: str, **stated: Any) -> dict[str, Any]:
+    """Keys below an architecture's name; a double underscore stands for a full stop."""
+    return {f"{architecture}.{key.replace('__', '.')}": value for key, value in stated.items()}
+
+
+# As llama.cpp's converter writes them, beside what every model has.
+WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"vocab_size": 32000, "rope__dimension_count": 128, "tensor_data_layout": "Meta AI"}),
+    "qwen2": ("qwen2", {"rope__freq_base": 1e6, "rope__dimension_count": 128}),
+    "qwen2moe": ("qwen2_moe", {"expert_count": 60, "expert_used_count": 4, "expert_gating_func": 1}),
+    "qwen3": ("qwen3", {"attention__key_length": 128, "attention__value_length": 128}),
+    "phi3": (
+        "phi3",
+        {"rope__scaling__original_context_length": 4096, "attention__sliding_window": 2047}
+        | {"rope__dimension_count": 96},
+    ),
+    "gemma2": (
+        "gemma2",
+        {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "attention__sliding_window": 4096},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {"rope__freq_base_swa": 10000.0, "attention__sliding_window": 512, "attention__key_length": 256}
+        | {"attention__sliding_window_pattern": 6},
+    ),
+    "stablelm": ("stablelm", {"use_parallel_residual": False, "rope__dimension_count": 20}),
+    "falcon": ("falcon", {"attention__layer_norm_epsilon": 1e-5, "tensor_data_layout": "jploski"}),
+    "starcoder2": ("starcoder2", {"rope__freq_base": 10000.0, "attention__layer_norm_epsilon": 1e-5}),
+}
+
+
+@pytest.mark.parametrize("architecture", WRITTEN)
+def test_keys_that_change_nothing_are_passed_over(architecture: str) -> None:
+    from transformers import AutoConfig
+
+    family, stated = WRITTEN[architecture]
+    common = {"context_length": 4096, "block_count": 2, "feed_forward_length": 48}
+    neutral = {"rope__scaling__type": "none", "attention__causal": True, "attention__clamp_kqv": 0.0}
+    values = header_of(architecture, **common, **neutral, **stated)
+    config = AutoConfig.for_model(family)
+    check_all_read(values, (), architecture, config, Path("any.gguf"))
+    with pytest.raises(ModelError, match=rf"does not read {architecture}.logit_scale = 0.5"):
+        check_all_read(values | {f"{architecture}.logit_scale": 0.5}, (), architecture, config, Path("any"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "why"),
+    [
+        (
+            {"rope__scaling__type": "linear", "rope__scaling__factor": 16.0},
+            "llama.rope.scaling.factor = 16.0",
+        ),
+        ({"rope__scaling__type": "yarn"}, "llama.rope.scaling.type = 'yarn'"),
+        ({"rope__scale_linear": 16.0}, "llama.rope.scale_linear = 16.0"),
+        ({"attention__clamp_kqv": 0.001}, "llama.attention.clamp_kqv = 0.001"),
+        ({"logit_scale": -1.0}, "llama.logit_scale = -1.0"),
+        ({"attention__causal": False}, "llama.attention.causal = False"),
+        ({"attention__sliding_window": 1}, "llama.attention.sliding_window = 1"),
+        ({"expert_count": 2}, "llama.expert_count = 2"),
+        ({"some_new_key": "x"}, "llama.some_new_key = 'x'"),
+    ],
+)
+def test_keys_that_transformers_would_drop_are_refused(
+    tmp_path: Path, cache: Path, stated: dict[str, Any], why: str
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, keys=header_of("llama", **stated))
+    require_refused(path, cache, f"transformers does not read {why}")
+
+
+def test_a_model_that_computes_another_value_is_named_with_it() -> None:
+    from transformers import AutoConfig
+
+    for architecture, values, made in (
+        ("starcoder2", {"rope__freq_base": 999999.4}, "rope_theta = 10000.0"),
+        ("phi3", {"rope__dimension_count": 72}, "rotary_width = 96"),
+        ("gemma2", {"final_logit_softcapping": 20.0}, "final_logit_softcapping = 30.0"),
+    ):
+        config = AutoConfig.for_model(architecture)
+        with pytest.raises(ModelError, match=f"but makes a model with {made}"):
+            check_all_read(header_of(architecture, **values), (), architecture, config, Path("any.gguf"))
+
+
+EPSILON = "attention.layer_norm_rms_epsilon"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("context_length", 0, "context_length is 0, not a whole number from 1 to 100,000,000"),
+        ("context_length", -5, "context_length is -5, not a whole number"),
+        ("context_length", 2**63, "context_length is 9223372036854775808, not a whole number"),
+        ("context_length", None, "there is no llama.context_length"),
+        ("rope.freq_base", 0.0, r"freq_base is 0.0, not a number from 1 to 1,000,000,000,000"),
+        ("rope.freq_base", float("nan"), "freq_base is nan"),
+        ("rope.freq_base", -10000.0, "freq_base is -10000.0"),
+        (EPSILON, None, f"there is no llama.{EPSILON}, which a model"),
+        (EPSILON, float("nan"), "epsilon is nan, not a number from 0 to 1"),
+        ("attention.head_count", 0, "head_count is 0, not a whole number of 1 or more"),
+        ("attention.head_count", True, "head_count is True, not a whole number"),
+        ("attention.head_count_kv", [4, -2], "head_count_kv is -2, not a whole number of 0 or more"),
+        ("block_count", 2.0, "block_count is 2.0, not a whole number"),
+        ("block_count", "2", "block_count is '2', not a whole number"),
+    ],
+)
+def test_values_that_no_model_has_are_refused_by_their_key(
+    tmp_path: Path, key: str, value: Any, why: str
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, keys={f"llama.{key}": value})
+    with pytest.raises(ModelError, match=why) as error:
+        read_header(path)
+    assert error.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("tokens", "abc", "tokens is no list of texts"),
+        ("tokens", [1] * 259, "tokens is no list of texts"),
+        ("tokens", None, "token_type has 259 values for 0 tokens"),
+        ("tokens", [str(number) for number in range(300)], "token_type has 259 values for 300 tokens"),
+        ("token_type", [3, 3], "token_type has 2 values for 259 tokens"),
+        ("token_type", ["x"] * 259, "token_type is no list of whole numbers"),
+        ("scores", [0.5], "scores has 1 values for 259 tokens"),
+        ("merges", "a b", "merges is no list of texts"),
+        ("merges", ["nospace"], "merges has 'nospace', which is not two texts and a space"),
+        ("merges", ["a b c"], "merges has 'a b c'"),
+        ("merges", None, "there is neither tokenizer.ggml.merges nor tokenizer.ggml.scores"),
+        ("bos_token_id", 4_000_000_000, "bos_token_id is 4000000000, and the ids of tokens are 0 to 258"),
+        ("bos_token_id", -1, "bos_token_id is -1"),
+        ("eos_token_id", "</s>", "eos_token_id is '</s>'"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_together_is_refused_by_its_key(
+    tmp_path: Path, key: str, value: Any, why: str
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, keys={f"tokenizer.ggml.{key}": value})
+    with pytest.raises(ModelError, match=f"the GGUF file cannot be used: .*{why}"):
+        read_header(path)
+
+
+def test_a_tokenizer_without_tokens_or_with_more_than_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    tokens = [str(number) for number in range(300)]
+    for keys, why in (
+        ({"tokens": None, "token_type": None}, "tokens is empty or missing"),
+        ({"tokens": tokens, "token_type": None}, "has 300 tokens, and the embedding has 259 rows"),
+    ):
+        write_gguf(path, keys={f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+        with pytest.raises(ModelError, match=why):
+            read_header(path)
 
 
 FEED = "blk.0.ffn_up.weight"

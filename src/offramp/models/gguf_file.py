@@ -28,6 +28,7 @@ from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_text, sync
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.checkpoint import AGAIN, StoredTensor
 from offramp.models.gguf_header import ARRAY, SCALARS, STRING, GgufHeader, read_header
+from offramp.models.gguf_metadata import check_all_read
 from offramp.models.process import quiet_transformers
 
 SOURCE_FILE = "source.json"
@@ -48,6 +49,7 @@ def write_description(path: Path, folder: Path) -> None:
     auto_class: Any = transformers.AutoModelForCausalLM
     with quiet_transformers(), _refused_by_transformers(path), _read_quickly():
         config = transformers.AutoConfig.from_pretrained(path.parent, **_packed(path))
+        check_all_read(header.values, header.tensors, header.architecture, config, path)
         with torch.device("meta"):
             hf = auto_class.from_config(config)
         if not _compared_at_load(header.architecture):

@@ -18,6 +18,7 @@ from typing import Any
 from offramp.errors import ModelError
 from offramp.files import open_given
 from offramp.models.checkpoint import AGAIN, StoredTensor
+from offramp.models.gguf_metadata import OTHER_FILE, check_tokenizer, check_values
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -34,7 +35,6 @@ ALL_TEXTS = 20_000_000
 """Bytes of them together: those of Gemma have some 8,000,000."""
 MOST_AXES = 4
 ALIGNMENT_KEY, ALIGNMENT = "general.alignment", 32
-OTHER_FILE = "use the same model as safetensors, or a GGUF file from another source"
 SIZE_KEYS = (
     "embedding_length",
     "feed_forward_length",
@@ -118,7 +118,10 @@ def read_header(path: Path) -> GgufHeader:
             where=str(path),
             fix="merge them: llama-gguf-split --merge FIRST_PART WHOLE.gguf",
         )
+    check_values(header.values, header.architecture, path)
     _check_sizes(header, path)
+    embedding = header.tensors.get("token_embd.weight")
+    check_tokenizer(header.values, None if embedding is None else embedding.shape[0], path)
     return header
 
 
