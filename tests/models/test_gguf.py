@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from offramp.errors import ModelError, OfframpError
-from offramp.models import gguf_file, gguf_header
+from offramp.models import gguf_file, gguf_header, source
 from offramp.models.gguf_file import CACHE_VARIABLE, dense_folder, find_damage
 from offramp.models.gguf_header import read_header
 from offramp.models.gguf_metadata import check_all_read
@@ -186,6 +186,8 @@ NORM, LAST = b"output_norm.weight", b"blk.1.ffn_norm.weight"
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
+        (lambda whole: with_word(whole, 4, ">I", 3), "it is big-endian"),
+        (lambda whole: with_word(whole, 4, "<I", 99), "GGUF of the version 99, and 2 and 3 are read"),
         (lambda whole: with_word(whole, 8, "<Q", 0), "it holds no tensors"),
         (lambda whole: with_word(whole, 8, "<Q", 1), "it has"),
         (lambda whole: with_word(whole, 8, "<Q", 10**18), "truncated or damaged"),
@@ -415,6 +417,38 @@ def test_a_tokenizer_without_tokens_or_with_more_than_rows_is_refused(tmp_path: 
             read_header(path)
 
 
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"general.architecture": "LLAMA"}, "no LLAMA.block_count, .* 'LLAMA' needs, but llama.block_count"),
+        ({"split.count": 3}, "one of 3 parts"),
+        ({"split.count": "3"}, "one of '3' parts"),
+    ],
+)
+def test_other_architectures_and_parts_are_said(tmp_path: Path, keys: dict[str, Any], why: str) -> None:
+    write_gguf(tmp_path / "tiny.gguf", keys=keys)
+    with pytest.raises(ModelError, match=why):
+        read_header(tmp_path / "tiny.gguf")
+
+
+def test_a_file_is_hashed_only_if_its_header_is_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + 4096)
+    monkeypatch.setattr(source, "sha256_of_file", no_call)
+    with pytest.raises(ModelError, match="bytes, and it has"):
+        find_source(str(path))
+
+
+def test_a_pipe_and_a_link_to_a_device_are_called_so(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "device.gguf").symlink_to("/dev/zero")
+    for name in ("pipe.gguf", "device.gguf"):
+        with pytest.raises(ModelError, match="is a device, a pipe or a socket"):
+            find_source(str(tmp_path / name))
+
+
 FEED = "blk.0.ffn_up.weight"
 OTHERS: list[tuple[Callable[[dict[str, np.ndarray]], Any], dict[str, int], str]] = [
     (lambda tensors: tensors.pop(FEED), {}, "lacks 1 of .*layers.0.mlp.up_proj.weight; they would"),
@@ -425,6 +459,7 @@ OTHERS: list[tuple[Callable[[dict[str, np.ndarray]], Any], dict[str, int], str]]
     ),
     (lambda tensors: tensors.update({"blk.0.attn_q.bias": np.ones(32, np.float32)}), {}, "attn_q.bias"),
     (lambda tensors: tensors.update({FEED: tensors[FEED][:40]}), {}, r"\[40, 32\] .* \[48, 32\]"),
+    (lambda tensors: tensors.update({FEED: tensors[FEED].T}), {}, r"\[32, 48\] .* \[48, 32\]"),
     (lambda tensors: None, {"feed_forward_length": 40}, r"\[48, 32\] .* \[40, 32\]"),
     (lambda tensors: None, {"head_count": 2}, r"\[32, 32\] .* \[16, 32\]"),
     (lambda tensors: None, {"vocab_size": 200}, r"\[259, 32\] .* \[200, 32\]"),

@@ -181,7 +181,7 @@ def _check_tensors(hf: Any, header: GgufHeader, path: Path) -> None:
     needed = dict(hf.named_parameters())  # a tied one under its first name
     _refuse(path, missing=needed.keys() - parts.keys(), unread=unread)
     for name, weight in needed.items():
-        if not _fits(parts[name], tuple(weight.shape)):
+        if not _fits(parts[name], tuple(weight.shape), header.architecture):
             first = parts[name][0]
             raise ModelError(
                 f"{first.name} is {list(first.shape)} in the GGUF file, and by its header {name} is "
@@ -201,13 +201,13 @@ def _compared_at_load(architecture: str) -> bool:
     return bool(is_gguf_arch_supported(architecture))
 
 
-def _fits(parts: list[StoredTensor], shape: tuple[int, ...]) -> bool:
-    """Whether tensors of the file can make a weight: some families' are transposed, or lack axes of one
+def _fits(parts: list[StoredTensor], shape: tuple[int, ...], architecture: str) -> bool:
+    """Whether tensors of the file can make a weight: GPT-2's are transposed, some families' lack axes of one
     element, and several are merged; whether they do, transformers checks once they are unpacked."""
     if len(parts) > 1:
         return sum(part.elements for part in parts) == math.prod(shape)
-    stored, made = (sorted(axis for axis in axes if axis > 1) for axes in (parts[0].shape, shape))
-    return stored == made
+    stored, made = ([axis for axis in axes if axis > 1] for axes in (parts[0].shape, shape))
+    return stored == made or (architecture == "gpt2" and stored[::-1] == made)
 
 
 def _refuse(path: Path, *, missing: Iterable[str], unread: Iterable[str]) -> None:

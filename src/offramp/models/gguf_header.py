@@ -17,6 +17,7 @@ from typing import Any
 
 from offramp.errors import ModelError
 from offramp.files import open_given
+from offramp.kit.rules import shown
 from offramp.models.checkpoint import AGAIN, StoredTensor
 from offramp.models.gguf_metadata import OTHER_FILE, check_tokenizer, check_values
 
@@ -112,9 +113,9 @@ def read_header(path: Path) -> GgufHeader:
             f"the GGUF file is truncated or damaged ({error})", where=str(path), fix=AGAIN
         ) from error
     parts = header.values.get("split.count", 1)
-    if isinstance(parts, int) and parts > 1:
+    if parts not in (0, 1):
         raise ModelError(
-            f"the GGUF file is one of {parts} parts of a model",
+            f"the GGUF file is one of {shown(parts)} parts of a model",
             where=str(path),
             fix="merge them: llama-gguf-split --merge FIRST_PART WHOLE.gguf",
         )
@@ -166,7 +167,8 @@ def _walk(content: mmap.mmap, path: Path) -> GgufHeader:
 
     version, tensor_count, key_count = take("IQQ")
     if version not in VERSIONS:
-        raise ValueError(f"it states the version {version}")
+        known = f"GGUF of the version {version}, and {' and '.join(map(str, VERSIONS))} are read"
+        raise _unreadable("it is big-endian" if version & 0xFFFF == 0 else f"it is {known}", path)
     allow(key_count, MOST_ENTRIES, "there are # keys")
     allow(tensor_count, MOST_ENTRIES, "there are # tensors")
     values: dict[str, Any] = {}

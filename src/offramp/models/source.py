@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from offramp.errors import ModelError
-from offramp.files import read_json, sha256_of_file
+from offramp.files import is_irregular, read_json, sha256_of_file
 from offramp.kit.rules import near_paths
 from offramp.models.checkpoint import (
     StoredTensor,
@@ -33,7 +33,7 @@ from offramp.models.gguf_file import (
     dense_folder,
     description_folder,
 )
-from offramp.models.gguf_header import check_magic, read_header
+from offramp.models.gguf_header import read_header
 from offramp.models.identity import ModelIdentity, identify_folder
 from offramp.models.process import quiet_downloads
 from offramp.models.training_record import require_as_trained
@@ -316,6 +316,10 @@ def known_path(name: str) -> Path:
             where=name,
             fix="check the path",
         ) from error
+    if not there and name and is_irregular(path):
+        raise ModelError(
+            "the model is a device, a pipe or a socket", where=name, fix="give a file or a folder"
+        )
     if not (there or name in BUNDLED) and (path.suffix == ".gguf" or not looks_like_hub_id(name)):
         raise unknown_model(name)
     return path
@@ -387,7 +391,7 @@ def gguf_name(path: Path) -> str:
 
 
 def _gguf_source(path: Path, name: str, source: str, licence: str | None = None) -> ModelFiles:
-    check_magic(path)
+    read_header(path)  # before the whole file is
     sha256 = sha256_of_file(path)
     folder = description_folder(path, sha256)
     stated = read_json(folder / SOURCE_FILE)["licence"]
