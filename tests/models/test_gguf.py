@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -355,7 +356,7 @@ EPSILON = "attention.layer_norm_rms_epsilon"
         ("context_length", -5, "context_length is -5, not a whole number"),
         ("context_length", 2**63, "context_length is 9223372036854775808, not a whole number"),
         ("context_length", None, "there is no llama.context_length"),
-        ("rope.freq_base", 0.0, r"freq_base is 0.0, not a number from 1 to 1,000,000,000,000"),
+        ("rope.freq_base", 0.0, r"freq_base is 0.0, not a number from 1 to 1,000,000,000,000$"),
         ("rope.freq_base", float("nan"), "freq_base is nan"),
         ("rope.freq_base", -10000.0, "freq_base is -10000.0"),
         (EPSILON, None, f"there is no llama.{EPSILON}, which a model"),
@@ -372,8 +373,9 @@ def test_values_that_no_model_has_are_refused_by_their_key(
 ) -> None:
     path = tmp_path / "tiny.gguf"
     write_gguf(path, keys={f"llama.{key}": value})
-    with pytest.raises(ModelError, match=why) as error:
+    with pytest.raises(ModelError) as error:
         read_header(path)
+    assert re.search(why, error.value.what)
     assert error.value.where == str(path)
 
 
@@ -382,7 +384,7 @@ def test_values_that_no_model_has_are_refused_by_their_key(
     [
         ("tokens", "abc", "tokens is no list of texts"),
         ("tokens", [1] * 259, "tokens is no list of texts"),
-        ("tokens", None, "token_type has 259 values for 0 tokens"),
+        ("tokens", None, "tokens is empty or missing"),
         ("tokens", [str(number) for number in range(300)], "token_type has 259 values for 300 tokens"),
         ("token_type", [3, 3], "token_type has 2 values for 259 tokens"),
         ("token_type", ["x"] * 259, "token_type is no list of whole numbers"),
@@ -405,16 +407,12 @@ def test_a_tokenizer_that_does_not_fit_together_is_refused_by_its_key(
         read_header(path)
 
 
-def test_a_tokenizer_without_tokens_or_with_more_than_rows_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     tokens = [str(number) for number in range(300)]
-    for keys, why in (
-        ({"tokens": None, "token_type": None}, "tokens is empty or missing"),
-        ({"tokens": tokens, "token_type": None}, "has 300 tokens, and the embedding has 259 rows"),
-    ):
-        write_gguf(path, keys={f"tokenizer.ggml.{key}": value for key, value in keys.items()})
-        with pytest.raises(ModelError, match=why):
-            read_header(path)
+    write_gguf(path, keys={"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": None})
+    with pytest.raises(ModelError, match="has 300 tokens, and the embedding has 259 rows"):
+        read_header(path)
 
 
 @pytest.mark.parametrize(

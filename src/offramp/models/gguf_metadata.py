@@ -23,8 +23,8 @@ RANGES: dict[str, tuple[bool, float, float]] = {
     "attention.layer_norm_epsilon": (False, 0, 1),
     "attention.layer_norm_rms_epsilon": (False, 0, 1),
     "attention.sliding_window": (True, 0, math.inf),
-    "rope.freq_base": (False, 1, 1e12),
-    "rope.freq_base_swa": (False, 1, 1e12),
+    "rope.freq_base": (False, 1, 10**12),
+    "rope.freq_base_swa": (False, 1, 10**12),
 }
 """Below the architecture's name: whether a value has to be whole, its least and its most.
 
@@ -115,10 +115,10 @@ def check_tokenizer(values: Mapping[str, Any], rows: int | None, path: Path) -> 
         stated = values.get(f"{TOKENIZER}{key}", ())
         if not isinstance(stated, tuple) or not all(isinstance(item, kind) for item in stated):
             raise _refusal(f"{TOKENIZER}{key} is no list of {kinds}", path)
+        if not tokens:
+            raise _refusal(f"{TOKENIZER}tokens is empty or missing", path)
         if stated and key != "merges" and len(stated) != len(tokens):
             raise _refusal(f"{TOKENIZER}{key} has {len(stated):,} values for {len(tokens):,} tokens", path)
-    if not tokens:
-        raise _refusal(f"{TOKENIZER}tokens is empty or missing", path)
     if rows is not None and len(tokens) > rows:
         what = f"{TOKENIZER}tokens has {len(tokens):,} tokens, and the embedding has {rows:,} rows"
         raise _refusal(what, path)
