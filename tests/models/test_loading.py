@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -102,6 +103,24 @@ def indexed(file: str, content: str | None = None) -> Spoil:
 def tokenizer(vocabulary: int) -> Spoil:
     """Writes a tokenizer of so many words."""
     return lambda folder: write_tokenizer(folder, vocabulary=vocabulary)
+
+
+def steps(**changes: object) -> Spoil:
+    """Changes what a tokenizer does to a text."""
+    return lambda folder: edit_json(folder / "tokenizer.json", **changes)
+
+
+def replace(what: dict[str, str], content: str) -> dict[str, object]:
+    """A step that replaces something by something."""
+    return {"type": "Replace", "pattern": what, "content": content}
+
+
+TENFOLD = replace({"String": "w"}, 10 * "w")
+CHARACTER_MAP = base64.b64encode(bytes(4) + 200 * b"w" + b"\0").decode()
+PIECE = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+SURROUNDED = {"type": "TemplateProcessing", "pair": []} | {
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+}
 
 
 def without(*patterns: str) -> Spoil:
@@ -250,6 +269,27 @@ OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
             "cannot read the tokenizer",
         ),
         (without("tokenizer*"), "cannot read the tokenizer"),
+        (
+            steps(normalizer={"type": "Sequence", "normalizers": 10 * [TENFOLD]}),
+            "the normalizer makes more than 10,000 characters of one",
+        ),
+        (
+            steps(decoder={"type": "Sequence", "decoders": 5 * [{"type": "Prepend", "prepend": 9 * "w"}]}),
+            "the decoder makes more than 10,000",
+        ),
+        (
+            steps(normalizer=2 * [{"type": "Precompiled", "precompiled_charsmap": CHARACTER_MAP}]),
+            "the normalizer makes more than 10,000",
+        ),
+        (steps(pre_tokenizer=20 * [{"type": "ByteLevel"}]), "the pre_tokenizer makes more than 10,000"),
+        (
+            steps(post_processor={**SURROUNDED, "single": 1000 * [PIECE]}),
+            "the post_processor has more than 20,000",
+        ),
+        (steps(post_processor={**SURROUNDED, "single": [PIECE]}), "the tokenizer drops the text"),
+        (steps(normalizer=replace({"Regex": "."}, "")), "the tokenizer drops the text"),
+        (steps(normalizer=replace({"Regex": "([a-z]+)+!"}, "")), "the tokenizer fails: Onig"),
+        (steps(model={"type": "WordLevel", "vocab": {"w": 5}, "unk_token": "?"}), "fails: WordLevel error"),
     ],
 )
 def test_bad_checkpoints_are_refused(llama_folder: Path, spoil: Spoil, what: str) -> None:
@@ -260,6 +300,21 @@ def test_bad_checkpoints_are_refused(llama_folder: Path, spoil: Spoil, what: str
     assert error.value.fix
     assert error.value.where
     assert error.value.exit_code == 2
+
+
+def test_a_panic_of_a_tokenizer_is_an_error_that_names_its_file(llama_folder: Path) -> None:
+    steps(normalizer=replace({"Regex": "(x+x+)+y"}, ""))(llama_folder)
+    model = load_model(str(llama_folder))
+    assert model.encode("w5 w6") == [5, 6]
+    with pytest.raises(ModelError, match="the tokenizer fails: Onig") as refused:
+        model.encode(40 * "x")
+    assert refused.value.where == str(llama_folder / "tokenizer.json")
+
+
+def test_no_merge_of_a_tokenizer_is_left_out_at_random(llama_folder: Path) -> None:
+    merges = {"vocab": {"w": 5, "5": 6, "w5": 7}, "merges": [["w", "5"]]}
+    steps(model={"type": "BPE", "dropout": 1.0, **merges})(llama_folder)
+    assert load_model(str(llama_folder)).encode("w5 w5") == [7, 7]
 
 
 def test_tensors_that_old_checkpoints_hold_and_heads_of_exits_do_no_harm(llama_folder: Path) -> None:

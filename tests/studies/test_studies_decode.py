@@ -30,9 +30,8 @@ def measurement(given: list[Given | None], plain: list[int], policy: list[int]) 
 
 
 def texts_of(measured: Any) -> dict[str, str]:
-    """What is kept with a tokenizer of WORDS."""
-    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(WORDS[int(i)] for i in ids))
-    model: Any = SimpleNamespace(tokenizer=tokenizer)
+    """What is kept by a model of WORDS."""
+    model: Any = SimpleNamespace(decode=lambda ids, special: " ".join(WORDS[int(i)] for i in ids))
     return _answers(model, measured)
 
 

@@ -32,6 +32,7 @@ from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import check_finite
+from offramp.models.tokenizing import TOKENIZER_FILE, check_tokenizer_file, raise_if_not_a_librarys, settle
 from offramp.plug_ins import asking, load_plug_in, plug_ins
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ LOADING_ERRORS = (
 LONGEST_REASON = 300
 WHOLE_KINDS = ("I", "U")
 """How the types of whole numbers begin in a safetensors header."""
-JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+JSON_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,8 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
 
     know_family(source)
     generation = source.folder / "generation_config.json"
-    if _broken_file(source.folder) == generation:  # transformers goes on without its end tokens
+    if generation.is_file() and json_object_in(generation, lenient=True) is None:
+        # transformers goes on without its end tokens
         raise ModelError(
             "the file holds no JSON object", where=str(generation), fix="repair it, or copy it again"
         )
@@ -237,10 +239,11 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
     try:
         reading, file = "config", source.folder / "config.json"
         config = AutoConfig.from_pretrained(source.folder, **options)
-        reading, file = "tokenizer", source.folder / "tokenizer.json"
+        reading, file = "tokenizer", source.folder / TOKENIZER_FILE
+        check_tokenizer_file(source.folder)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
-    except Exception as error:  # tokenizers raises plain Exception, so nothing narrower will do
-        raise_if_out_of_memory(error)
+    except BaseException as error:
+        raise_if_not_a_librarys(error)
         raise ModelError(
             f"transformers cannot read the {reading}: {_brief(error)}",
             where=str(_broken_file(source.folder) or _not_utf8(source.folder, error) or file),
@@ -249,6 +252,7 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
             else "check that config.json and the tokenizer files are complete and of a known family",
         ) from error
     check_vocabulary(tokenizer, config, source.folder)
+    settle(tokenizer, source.folder)
     return tokenizer
 
 
@@ -285,7 +289,9 @@ def load_maker(source: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     try:
         auto: Any = AutoProcessor
         options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-        return auto.from_pretrained(source.folder, **options)
+        processor = auto.from_pretrained(source.folder, **options)
+        settle(processor.tokenizer, source.folder)
+        return processor
     except ImportError:  # of Pillow, which a picture asks for before anything else; texts do without
         return None
     except LOADING_ERRORS as error:
@@ -310,7 +316,7 @@ def _load_extractor(source: ModelFiles) -> Any:
     return extractor
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     """What a library says, on one line; its advice, which comes last, is seldom of use here."""
     said = " ".join(str(error).split())
     if isinstance(error, KeyError):
@@ -340,7 +346,7 @@ def _broken_file(folder: Path) -> Path | None:
     return next(broken, None)
 
 
-def _not_utf8(folder: Path, error: Exception) -> Path | None:
+def _not_utf8(folder: Path, error: BaseException) -> Path | None:
     """The first of the tokenizer's files of text that is no UTF-8, where that went wrong."""
     if not isinstance(error, UnicodeDecodeError):
         return None

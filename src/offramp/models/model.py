@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
@@ -31,6 +30,7 @@ from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
 from offramp.models.templates import OTHER_TEMPLATE, rendered
+from offramp.models.tokenizing import token_ids, tokenizing
 
 if TYPE_CHECKING:
     from offramp.models.streaming import StreamedLayers
@@ -86,10 +86,10 @@ def find_bos_policy(tokenizer: Any, model_type: str) -> BosPolicy:
     if isinstance(tokenizer, NoTokenizer):
         return BosPolicy("none")
     bos = tokenizer.bos_token_id
-    ids = tokenizer("a", verbose=False)["input_ids"]
-    without = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
-    if list(ids[:1]) != list(without[:1]):
-        return BosPolicy("tokenizer", int(ids[0]))
+    ids = token_ids(tokenizer, text="a")
+    without = token_ids(tokenizer, text="a", add_special_tokens=False)
+    if ids[:1] != without[:1]:
+        return BosPolicy("tokenizer", ids[0])
     if bos is not None and model_type.startswith(FAMILIES_THAT_NEED_BOS):
         return BosPolicy("forced", int(bos))
     return BosPolicy("none")
@@ -99,25 +99,14 @@ def encode_text(tokenizer: Any, policy: BosPolicy, text: str, *, target: bool = 
     """Token ids of a text as `tokenizer(text)` gives them, with BOS in front if the policy forces it.
 
     target: it is what an encoder-decoder is to write, `tokenizer(text_target=text)`.
-
-    Raises InputError for half of a surrogate pair, which no tokenizer reads.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text holds half of a surrogate pair at character {error.start:,}",
-            where=repr(text[error.start : error.end]),
-            fix="take it out, or decode the bytes that it was read from as UTF-8",
-        ) from error
-    asked = {"text_target" if target else "text": text}
-    return _with_bos(policy, tokenizer(**asked, verbose=False)["input_ids"])
+    return _with_bos(policy, token_ids(tokenizer, **{"text_target" if target else "text": text}))
 
 
 def encode_speech(tokenizer: Any, policy: BosPolicy, text: str) -> list[int]:
     """Token ids of what is said, as a speech model writes it: behind what it is asked for, which a tokenizer
     does not know, and a space, ended by the end token."""
-    said = encode_text(partial(tokenizer, add_special_tokens=False), BosPolicy("none"), f" {text.strip()}")
+    said = token_ids(tokenizer, text=f" {text.strip()}", add_special_tokens=False)
     return _with_bos(policy, [*said, tokenizer.eos_token_id])
 
 
@@ -146,19 +135,20 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> li
             where=str(tokenizer.name_or_path),
             fix=OTHER_TEMPLATE,
         )
-    return _with_bos(policy, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return _with_bos(policy, token_ids(tokenizer, text=text, add_special_tokens=False))
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int], *, special: bool = True) -> str:
     """The text of token ids. special: whether special tokens are part of it."""
-    return str(
-        tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
-    )
+    with tokenizing(tokenizer):
+        return str(
+            tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+        )
 
 
-def _with_bos(policy: BosPolicy, tokens: Iterable[Any]) -> list[int]:
+def _with_bos(policy: BosPolicy, ids: list[int]) -> list[int]:
     """Token ids with BOS in front if the policy forces it and it is not there."""
-    ids, front = [int(token) for token in tokens], list(policy.front)
+    front = list(policy.front)
     return [*front, *ids] if policy.source == "forced" and ids[: len(front)] != front else ids
 
 

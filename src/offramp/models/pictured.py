@@ -17,6 +17,7 @@ from offramp.models.calls import UNFIT_ERRORS, caches_among
 from offramp.models.checkpoint import PICTURED_KEYS
 from offramp.models.conditioned import Condition, Conditioned, Encoding, SourceReader
 from offramp.models.templates import rendered
+from offramp.models.tokenizing import token_ids, tokenizing
 
 FEATURES = "mm_encoder_outputs"
 """What transformers calls the features of pictures, made before the language model runs."""
@@ -117,7 +118,8 @@ class Pictured(SourceReader):
         text, tokenizer = self._written(prompt), self.maker.tokenizer
         begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
         what, fix = "the processor cannot put the picture into the prompt", "give a prompt for one picture"
-        with refused_as(InputError, what, *UNFIT_ERRORS, where=f"{prompt[:40]!r}", fix=fix):
+        refused = refused_as(InputError, what, *UNFIT_ERRORS, where=f"{prompt[:40]!r}", fix=fix)
+        with tokenizing(tokenizer), refused:
             made = self.maker(
                 text=[text], images=[picture], return_tensors="pt", add_special_tokens=not begun
             )
@@ -154,7 +156,7 @@ class Pictured(SourceReader):
         """Token ids of an answer behind its prompt, ended by the end token."""
         apart = "" if self._written(given.prompt)[-1:].isspace() else " "
         tokenizer = self.maker.tokenizer
-        ids = tokenizer(f"{apart}{text.strip()}", add_special_tokens=False, verbose=False)["input_ids"]
+        ids = token_ids(tokenizer, text=f"{apart}{text.strip()}", add_special_tokens=False)
         return [*ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
 
     def forward(

@@ -15,6 +15,7 @@ from offramp.kit.picture import picture_of
 from offramp.kit.sound import require_within, sound_of
 from offramp.models.conditioned import Conditioned, Encoding, SourceReader
 from offramp.models.pictured import Pictured
+from offramp.models.tokenizing import token_ids
 
 
 def encoding_of(hf: SourceReader, tokenizer: Any, given: Given, name: str) -> Encoding:
@@ -47,7 +48,7 @@ def _features(extractor: Any, given: Given) -> Mapping[str, Tensor]:
 
 
 def _encoding_of_source(hf: Conditioned, tokenizer: Any, given: Given, name: str) -> Encoding:
-    ids = list(given.tokens or tokenizer(given.text, verbose=False)["input_ids"])
+    ids = list(given.tokens or token_ids(tokenizer, text=given.text))
     window = hf.source_window
     if not 0 < len(ids) <= (window or len(ids)):
         takes = "one or more" if window is None else f"1 to {window:,}"

@@ -26,6 +26,7 @@ from offramp.models.model import Model
 from offramp.models.process import quiet_loggers
 from offramp.models.source import ModelFiles
 from offramp.models.templates import rendered
+from offramp.models.tokenizing import settle
 from offramp.models.transforms.transform import Transform, parse_transforms
 from offramp.tracing.loading import ModelRequest, find_model
 
@@ -276,6 +277,8 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 trust_remote_code=request.trust_remote_code,
                 **harness,
             )
+        if request.given is None:
+            settle(self.tokenizer, request.source.folder)
         self.pretrained = self._offramp.name
 
     def _check(self) -> None:

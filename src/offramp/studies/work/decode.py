@@ -473,7 +473,7 @@ def _answers(model: Model, measured: Measurement) -> dict[str, str]:
         for name, batches in measured.decoded.items():
             prompts, answers = prompts_and_answers(measured.setting, {place: batches[place]})
             texts[PROMPT] = _read(model, prompts[0])
-            texts[name] = model.tokenizer.decode(answers[0], skip_special_tokens=True)
+            texts[name] = model.decode(answers[0], special=False)
         if texts.get(measured.result.plain, "").strip():
             return texts
     return {}
@@ -484,8 +484,9 @@ def _read(model: Model, prompt: Sequence[int]) -> str:
     picture's file with what was asked, else the prompt's own tokens."""
     given = given_of(prompt)
     tokens = prompt if given is None else given.tokens
-    if given is None or tokens is not None:
-        return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+    if tokens is not None:
+        return model.decode(tokens, special=False)
+    assert given is not None
     return given.text if given.kind == "text" else f"{Path(given.text).name} {given.prompt}".strip()
 
 
@@ -494,5 +495,5 @@ def _characters_per_token(model: Model, measured: Measurement, name: str) -> flo
     decoded = measured.decoded.get(name, {}).values()
     answers = [tokens for batch in decoded for tokens in batch.tokens]
     tokens = sum(map(len, answers))
-    characters = sum(len(model.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers)
+    characters = sum(len(model.decode(answer, special=False)) for answer in answers)
     return characters / tokens if tokens else None
