@@ -353,6 +353,15 @@ def test_remote_code_does_not_run(llama_folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_code_of_a_tokenizer_is_named_where_it_is_asked_for(llama_folder: Path) -> None:
+    code = {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}
+    edit_json(llama_folder / "tokenizer_config.json", **code)
+    with pytest.raises(ModelError, match="auto_map") as refused:
+        load_model(str(llama_folder))
+    assert refused.value.where == str(llama_folder / "tokenizer_config.json")
+    assert "--trust-remote-code" in refused.value.fix
+
+
 def test_unknown_names_get_near_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-model").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,24 @@ def test_a_template_of_the_processor_writes_the_prompt(tmp_path: Path) -> None:
     assert model.decode(model.front(said)) == "<s>the" + PLACES * IMAGE + "cat"  # it says where
     answer = model.encode("sat", given)[len(front) :]
     assert model.decode(answer) == "sat</s>"  # no space: the prompt ends with one
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 1 + '' }}", "the model's chat template cannot write these turns: TypeError"),
+        ("hello", "the processor cannot put the picture into the prompt: .*\nwhere: 'hello'"),
+    ],
+)
+def test_a_template_that_takes_no_picture_is_blamed_and_not_the_family(
+    template: str, said: str, tmp_path: Path
+) -> None:
+    model = offramp.load_model(write_llava(tmp_path / "llava", chat_template=template))
+    with pytest.raises(InputError) as refused:
+        model.front(given_picture(write_picture(tmp_path / "a.png"), "the cat"))
+    assert re.match(said, str(refused.value))
+    assert "repair the" in refused.value.fix
+    assert model.encode("the cat")
 
 
 def test_a_prompt_with_pictures_is_taken_whole_and_rows_alike(

@@ -104,6 +104,7 @@ def test_what_takes_all_memory_is_refused(template: str, monkeypatch: pytest.Mon
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         (f"{{{{ {'(' * 9999}1{')' * 9999} }}}}", "RecursionError"),
         ("{{ 1 + '' }}", "TypeError"),
+        ("{{ '\\ud800' }}", "it writes half of a surrogate pair"),
         ({"tool_use": "{{ 1 }}"}, "multiple chat templates with no default"),
     ],
 )

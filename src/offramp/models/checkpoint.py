@@ -366,11 +366,16 @@ def stated_count(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
 def check_no_remote_code(config: dict[str, Any], folder: Path, *, trust_remote_code: bool) -> None:
     """Refuse a config that names Python code to run (`auto_map`), at any depth, unless asked for."""
     if not trust_remote_code and _holds_key(config, "auto_map"):
-        raise ModelError(
-            "config.json asks to run Python code that comes with the model (auto_map)",
-            where=str(folder / CONFIG_FILE),
-            fix="read that code; if you trust it, pass trust_remote_code=True (--trust-remote-code)",
-        )
+        raise remote_code(folder / CONFIG_FILE)
+
+
+def remote_code(file: Path) -> ModelError:
+    """The error for a file that names Python code to run, where nobody said that it is trusted."""
+    return ModelError(
+        f"{file.name} asks to run Python code that comes with the model (auto_map)",
+        where=str(file),
+        fix="read that code; if you trust it, pass trust_remote_code=True (--trust-remote-code)",
+    )
 
 
 def _holds_key(value: Any, key: str) -> bool:

@@ -20,6 +20,7 @@ from offramp.models.checkpoint import (
     read_config,
     read_headers,
     refuse_strangers,
+    remote_code,
     source_read,
 )
 from offramp.models.conditioned import FRAMES_PER_POSITION, Conditioned, own_model
@@ -244,6 +245,8 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
         tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
     except BaseException as error:
         raise_if_not_a_librarys(error)
+        if "trust_remote_code" in str(error):  # config.json was checked before
+            raise remote_code(source.folder / "tokenizer_config.json") from error
         raise ModelError(
             f"transformers cannot read the {reading}: {_brief(error)}",
             where=str(_broken_file(source.folder) or _not_utf8(source.folder, error) or file),

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp.errors import InputError, ModelError
+from offramp.errors import InputError
 from offramp.models.calls import UNFIT_ERRORS, continued, cross_tensors, held_tensors, hooked, sliding_window
 from offramp.models.conditioned import PROBE, Conditioned, probing
 from offramp.models.discovery import probe_ids
@@ -182,7 +182,10 @@ def _picture_shape(hf: Pictured) -> EncoderShape | None:
         hf.encodings.clear()  # so that the probe is encoded here
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             hf.probe_places = hf.encoding(PROBE, lambda: asked).positions
-    except (*UNFIT_ERRORS, InputError, ModelError) as error:  # it takes texts
+    except InputError as error:  # it takes texts
+        hf.unfit = error
+        return None
+    except UNFIT_ERRORS as error:
         hf.unfit = f"its processor or what sees fails on a picture ({type(error).__name__}: {error})"
         return None
     return EncoderShape(

@@ -72,7 +72,8 @@ class Pictured(SourceReader):
     def __init__(self, hf: Any, processor: Any = None) -> None:
         super().__init__(hf, "image", processor)
         reasons = [UNFIT[name] for name in UNFIT if name in self._takes]
-        self.unfit = PLACED if hasattr(hf.base_model, "get_rope_index") else next(iter(reasons), None)
+        placed = hasattr(hf.base_model, "get_rope_index")
+        self.unfit: str | InputError | None = PLACED if placed else next(iter(reasons), None)
         self.probe_places = 1  # of the probe's picture, once it was measured
         self._prompts: dict[Given, tuple[int, ...]] = {}
 
@@ -103,6 +104,8 @@ class Pictured(SourceReader):
         Raises InputError without a processor, and for a family that cannot be driven with pictures.
         """
         family = type(self.inner).__name__
+        if isinstance(self.unfit, InputError):  # what its files, not its family, did with the probe
+            raise self.unfit
         if self.unfit is not None:
             raise InputError(
                 f"a {family} is not driven with pictures: {self.unfit}",
@@ -117,8 +120,9 @@ class Pictured(SourceReader):
             )
         text, tokenizer = self._written(prompt), self.maker.tokenizer
         begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-        what, fix = "the processor cannot put the picture into the prompt", "give a prompt for one picture"
-        refused = refused_as(InputError, what, *UNFIT_ERRORS, where=f"{prompt[:40]!r}", fix=fix)
+        what = "the processor cannot put the picture into the prompt"
+        fix = f"give a prompt with {self.maker.image_token} once, or repair the chat template"
+        refused = refused_as(InputError, what, *UNFIT_ERRORS, where=repr(prompt[:40] or text[:40]), fix=fix)
         with tokenizing(tokenizer), refused:
             made = self.maker(
                 text=[text], images=[picture], return_tensors="pt", add_special_tokens=not begun

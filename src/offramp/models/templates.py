@@ -173,13 +173,16 @@ def _serve() -> None:
         tokenizer: Any = SimpleNamespace(**request["given"])
         tokenizer.get_chat_template = functools.partial(PreTrainedTokenizerBase.get_chat_template, tokenizer)
         try:
-            text = PreTrainedTokenizerBase.apply_chat_template(
+            text: Any = PreTrainedTokenizerBase.apply_chat_template(
                 tokenizer, request["turns"], tokenize=False, **request["asked"]
             )
+            text.encode()
             if len(text) <= len(line) + limits["longest"]:
                 answer = {"text": text}
             else:
                 answer = {"error": f"it writes {len(text):,} characters"}
+        except UnicodeEncodeError:
+            answer = {"error": "it writes half of a surrogate pair"}
         except MemoryError:
             answer = {"error": f"it takes more than {limits['memory'] / 1024**3:g} GiB of memory"}
         except Exception as error:  # noqa: BLE001 - a template raises what it likes, and that is the answer
