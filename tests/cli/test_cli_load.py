@@ -146,15 +146,19 @@ def test_requests_longer_than_the_context_are_refused_before_the_model_is_loaded
     found = run_offramp(*asked, "--arrivals", f"csv:{lengths}", "--json").require(2).json["error"]
     assert "120 tokens and 9 new ones exceed the context of 128 positions" in found["what"]
     assert found["where"] == "--arrivals"
+    found = run_offramp(*asked, "--workload", "prose", "--json").require(2).json["error"]
+    assert "a workload means nothing beside a trace" in found["what"]
 
 
 def test_served(trace: Path, tmp_path: Path) -> None:
     place = tmp_path / "load.json"
-    served = ("--execute", "--seeds", "1", "--rates", "0.5,1")
+    served = ("--execute", "--seeds", "1", "--rates", "0.5,1", "--dtype", "bfloat16")
     words = ("load", trace, "-p", POLICY, *SMALL, *served, "-o", place, "--json")
     found = run_offramp(*words)
     found.require(0)
-    execution = json.loads(found.out.splitlines()[-1])["result"]["execution"]
+    result = json.loads(found.out.splitlines()[-1])["result"]
+    execution = result["execution"]
+    assert "The trace was made in float32, and is served in bfloat16." in result["notes"]
     assert len({row["rate"] for row in execution["compared"]}) == 2
     assert {row["contender"] for row in execution["compared"]} == {"plain", short_name(POLICY)}
     assert "saved of mean_e2el" in {row["figure"] for row in execution["compared"]}

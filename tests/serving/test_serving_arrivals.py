@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import offramp
+from offramp.serving import request
 from offramp.serving.request import Objectives, RequestLengths, read_arrivals, read_rates
 from offramp.serving.simulator import demand_of
 
@@ -73,6 +74,7 @@ def test_a_file_is_stretched_to_the_rate(
         (["arrival", "-1", "0", "1"], "no time", 2),
         (["arrival", "1", "1", "1"], "all its requests come at one time", 4),
         ([], "not the names of its columns", 1),
+        (["arrival", "0", "1", "9" * 200_000], "field larger than field limit", 4),
     ],
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, lines: list[str], what: str, line: int) -> None:
@@ -90,9 +92,21 @@ def test_arrivals_that_are_none(text: str) -> None:
     assert "gamma:cv=4" in error.value.fix
 
 
-@pytest.mark.parametrize("text", ["gamma", "gamma:cv=0", "gamma:cv=101", "gamma:cv=x", "gamma:seconds=1"])
+def test_a_file_of_too_many_requests_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request, "MOST_RECORDED", 3)
+    assert len(read_arrivals(write(tmp_path / "a.csv", "arrival", "0", "1", "2")).seconds) == 3
+    with pytest.raises(offramp.InputError, match="more than 3 requests") as error:
+        read_arrivals(write(tmp_path / "a.csv", "arrival", "0", "1", "2", "3", "4", "never read"))
+    assert error.value.where.endswith("line 5")
+
+
+@pytest.mark.parametrize(
+    "text", ["gamma", "gamma:cv=0", "gamma:cv=101", "gamma:cv=x", "gamma:seconds=1", "gamma:lengths=3"]
+)
 def test_bursts_that_are_none(text: str) -> None:
-    with pytest.raises(offramp.InputError, match=r"means nothing|cv must be|seconds cannot be") as error:
+    with pytest.raises(offramp.InputError, match=r"means nothing|cv must be") as error:
         read_arrivals(text)
     assert error.value.where.startswith("--arrivals gamma:")
 

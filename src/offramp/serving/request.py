@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -47,6 +48,8 @@ COLUMNS = ("arrival", "prompt_tokens", "output_tokens")
 LONGEST = 1_000_000
 """Tokens of a prompt or an answer at most."""
 Tokens = Annotated[int, Ge(1), Le(LONGEST)]
+MOST_RECORDED = 1_000_000
+"""Requests in a file of arrivals, as many as a rate is tried with at most."""
 LOWEST_RATE, HIGHEST_RATE = 1e-4, 1e6
 """Requests per second: one in three hours, and more than any server takes. Below, seconds lose digits."""
 Rate = Annotated[float, Ge(LOWEST_RATE), Le(HIGHEST_RATE)]
@@ -65,11 +68,12 @@ class NamedNumbers:
     @classmethod
     def read(cls, text: str) -> Self:
         """Those of a text, the others by default. Raises InputError for anything else."""
+        named = {field.name for field in fields(cls) if not isinstance(field.default, tuple)}
         numbers: dict[str, float] = {}
         for part in text.split(","):
             name, _, value = part.partition("=")
             number = number_in(value)
-            if number is None or name in numbers or name not in {field.name for field in fields(cls)}:
+            if number is None or name in numbers or name not in named:
                 what, fix = f"{part!r} means nothing in {cls.option} {text}", f"write {cls.example}"
                 raise InputError(what, where=cls.option, fix=fix)
             numbers[name] = int(number) if number.is_integer() else number
@@ -145,7 +149,13 @@ def read_arrivals(text: str) -> Arrivals:
 
 
 def _recorded(path: Path) -> Arrivals:
-    header, *rows = [*csv.reader(read_given_text(path, "file of arrivals").splitlines())] or [[]]
+    reader = csv.reader(read_given_text(path, "file of arrivals").splitlines())
+    try:
+        header, *rows = [*itertools.islice(reader, MOST_RECORDED + 2)] or [[]]
+    except csv.Error as error:
+        raise _unread(path, reader.line_num, str(error)) from error
+    if len(rows) > MOST_RECORDED:
+        raise _unread(path, reader.line_num, f"it holds more than {MOST_RECORDED:,} requests")
     if header not in ([COLUMNS[0]], list(COLUMNS)):
         raise _unread(path, 1, f"its first line is {','.join(header)!r}, not the names of its columns")
     if len(rows) < 3:
@@ -221,7 +231,7 @@ class Load(ServerLimits, Executing, Placed, Request):
     """Requests per second, rising: 0.5,1,2,4. By default from hardly any load to more than can be served."""
     arrivals: str = "poisson"
     """How requests come: poisson, gamma:cv=4 (in bursts), or csv:FILE with arrival, prompt_tokens and
-    output_tokens, stretched to each rate."""
+    output_tokens, stretched to each rate. A file's first request starts the clock and is not served."""
     lengths: str = "prompt=64,output=32,sigma=0.5"
     """Median tokens of prompts and answers, and the spread of their logarithm."""
     kv: Annotated[StrategyName, Must(lambda kv: kv == "propagate", "propagate: rows join and leave")] = (
@@ -232,7 +242,7 @@ class Load(ServerLimits, Executing, Placed, Request):
     """Seconds that a request may take, for its goodput: ttft=2,tpot=0.1 (or e2el=...)."""
     hardware: str | Machine = LOCAL
     """The machine to predict for: local, one of offramp list hardware, aic:..., or a .toml."""
-    requests: Annotated[int, Ge(20), Le(1_000_000)] = 400
+    requests: Annotated[int, Ge(20), Le(MOST_RECORDED)] = 400
     """That arrive at each rate, for each seed."""
     seeds: Annotated[int, Ge(1), Le(1000)] = 3
     """Demands drawn for each rate; intervals are over them."""

@@ -17,7 +17,7 @@ from offramp.decoding.engine.engine import Engine
 from offramp.decoding.generation.generate import generate
 from offramp.decoding.options import check_exits
 from offramp.decoding.rerun.trace_sequences import TracedSequence, require_model, traced_sequences
-from offramp.errors import ModelError
+from offramp.errors import InputError, ModelError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
 from offramp.models.model import Model
@@ -225,16 +225,18 @@ def opened_place(asked: Load) -> tuple[ServingPlace, tuple[LoadContender, ...], 
 
 def served_answer(asked: Load) -> LoadResult:
     """Serve what was asked for, and hold the prediction against it."""
-    place, contenders, _ = opened_place(asked)
+    place, contenders, trace = opened_place(asked)
     with said(asked, "profiling served steps"):
         fitted = profiled(place, contenders)
     setting = place.setting.priced(lambda own, *sizes: fitted[own.name].step_prices(own, *sizes))
     execution = _executed(replace(place, setting=setting))
     worst = max(steps.error for steps in fitted.values())
-    notes = (
+    notes = [
         f"Prices are fitted to steps that were served before, at a median error of {100 * worst:.1f} % at "
         f"most, and scaled by {execution.drift:.3f}, what plain steps took over them.",
-    )
+    ]
+    if (made := trace.request.get("dtype")) != place.model.dtype:
+        notes.append(f"The trace was made in {made}, and is served in {place.model.dtype}.")
     machine = f"this machine, served ({torch.get_num_threads()} threads)"
     return result_of(setting.scaled(execution.drift), machine, notes, execution=execution)
 
@@ -243,6 +245,9 @@ def _model_and_trace(asked: Load, heads: ExitHeads | None) -> tuple[Model, Trace
     """The model of a trace, or a model and a trace of it at the exits and with the facts that are needed."""
     subject: Any = asked.subject
     if is_trace(subject):
+        if asked.workload is not None:
+            what, fix = "a workload means nothing beside a trace, which has its own", "leave it out"
+            raise InputError(what, where="--workload", fix=fix)
         trace = trace_of(subject)
         asked.require_room(trace.shape.context_length)
         if is_recurrent(trace.shape).any():  # before its model is loaded
