@@ -42,6 +42,8 @@ BEFORE_LOADING = [
     ("trace", "-w prose", "workload must be one, as a trace is of one text", ""),
     ("trace", "--reference /nope", "/nope", ""),
     ("run|trace", "-o ''", "the output has no name", "the current folder"),
+    ("generate", "--image ''", "the file has no name", "name one"),
+    ("generate", "--audio=", "the file has no name", "name one"),
     ("trace", "--signals restrictd", "unknown signal 'restrictd'", "did you mean 'restricted'"),
     ("trace", "--signals prompt_entropy", "a workload of given texts has none", "chat or math"),
     ("trace", "--memory lots", "'lots' is not an amount of memory", ""),

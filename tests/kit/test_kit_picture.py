@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 
 from damage import damaged
 from offramp.errors import InputError
@@ -64,6 +64,18 @@ def test_pictures_of_each_format_are_read(kind: str, tmp_path: Path) -> None:
 def test_pictures_of_each_kind_of_pixels_are_read_in_colour(mode: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(encoded(NOISE.convert(mode), kind))
     assert read_picture(tmp_path / "a").mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_picture_is_turned_as_it_is_shown(kind: str, tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    lying = Image.new("RGB", (32, 16), "red")
+    lying.paste("blue", (0, 0, 16, 16))
+    (tmp_path / "a").write_bytes(encoded(lying, kind, exif=turned))
+    found = read_picture(tmp_path / "a")
+    assert found.size == (16, 32)
+    assert found.getpixel((8, 4))[2] > 200  # blue is above
 
 
 def test_a_picture_of_several_frames_is_its_first(tmp_path: Path) -> None:

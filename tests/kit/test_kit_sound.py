@@ -68,6 +68,7 @@ def written(path: Path, content: bytes) -> Path:
 SIXTEEN = np.arange(1, 9, dtype="<i2").tobytes()
 HEAD = struct.pack("<HH", 1, 1)
 """The codec and the number of channels."""
+TWO_HEADERS = pcm(SIXTEEN + bytes(24), width=2)[:36] + pcm(SIXTEEN, width=1)[12:]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,13 @@ HEAD = struct.pack("<HH", 1, 1)
         (b"", "torn: it ends within its header"),
         (pcm(SIXTEEN, width=2)[:20], "torn: it ends within its header"),
         (pcm(SIXTEEN, width=2)[:-6], "torn: it states 8 samples and holds 5"),
+        (pcm(SIXTEEN + b"\1", width=2), "torn: it ends within a sample"),
+        (
+            pcm(SIXTEEN, width=2).replace(b"data", b"LIST\xf0\xff\xff\xffdata"),
+            "torn: it ends within its header",
+        ),
+        (TWO_HEADERS, "several headers"),
+        (pcm(b"\1\0\xff\xff" * 4, width=2, channels=2), "silence, channels that cancel each other out"),
         (pcm(b"", width=2), "has no samples"),
         (pcm(bytes(16), width=2), "silence, zeros alone"),
         (pcm(SIXTEEN, width=4, codec=3), "its codec, IEEE float, is not read"),

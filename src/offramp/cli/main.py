@@ -335,11 +335,14 @@ def _require_surroundings() -> None:
 
 
 def _require_text(words: list[str]) -> None:
-    """Refuse an argument that is no text: names of files are kept in JSON, which is UTF-8. And an output that
-    has no name, which would be taken for the current folder."""
+    """Refuse an argument that is no text: names of files are kept in JSON, which is UTF-8. And a file or an
+    output that has no name, which would be taken for the current folder."""
     for option, word in itertools.pairwise(["", *words]):
-        if (option, word) in (("-o", ""), ("--output", "")) or word == "--output=":
+        nameless = option if not word else word.removesuffix("=") if word.endswith("=") else ""
+        if nameless in ("-o", "--output"):
             raise InputError("the output has no name", where="-o", fix="name one, . for the current folder")
+        if nameless in ("--image", "--audio"):
+            raise InputError("the file has no name", where=nameless, fix="name one")
         try:
             word.encode()
         except UnicodeEncodeError as error:

@@ -21,13 +21,14 @@ MOST_PIXELS = 50_000_000
 
 
 def read_picture(path: Path) -> Any:
-    """The picture of a file, in RGB, as a `PIL.Image.Image`: of one of FORMATS, its first frame.
+    """The picture of a file, in RGB, as a `PIL.Image.Image`: of one of FORMATS, its first frame, turned as it
+    is shown (EXIF).
 
     Raises InputError for a file that is missing, no such picture, damaged, of more than LARGEST_GIVEN bytes,
     MOST_PIXELS or 8 bits a channel, and without Pillow.
     """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise InputError(
             "Pillow, which reads pictures, is not installed", where=str(path), fix=INSTALL
@@ -51,6 +52,7 @@ def read_picture(path: Path) -> Any:
         if picture.mode.startswith(("I", "F")):  # whose numbers Pillow would cut off at 255
             what = f"the picture has more than 8 bits a channel (Pillow's mode {picture.mode})"
             raise _refused(path, what, "convert it to 8 bits a channel")
+        ImageOps.exif_transpose(picture, in_place=True)
         return picture.convert("RGB")
 
 

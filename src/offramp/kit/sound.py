@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import wave
 from dataclasses import dataclass
 from fractions import Fraction
@@ -72,7 +73,7 @@ def read_wav(path: Path) -> Sound:
             with wave.open(given) as file:
                 channels, width, rate, frames = file.getparams()[:4]
                 content = file.readframes(frames)
-        except EOFError as error:
+        except (EOFError, RuntimeError) as error:  # of a part that states to go on behind the end
             raise _refused(path, "the WAV file is torn: it ends within its header", AGAIN) from error
         except wave.Error as error:
             number = str(error).removeprefix("unknown format: ")
@@ -85,20 +86,36 @@ def read_wav(path: Path) -> Sound:
     if held != frames:
         what = f"the WAV file is torn: it states {frames:,} samples and holds {int(held):,}"
         raise _refused(path, what, AGAIN)
+    sizes = _part_sizes(given.getvalue())
+    if sizes[-1][1] % (channels * width):
+        raise _refused(path, "the WAV file is torn: it ends within a sample", AGAIN)
+    if [name for name, _ in sizes].count(b"fmt ") > 1:
+        raise _refused(path, "the WAV file has several headers (fmt)", AGAIN)
     if width > 4:
         raise _refused(path, f"PCM of {8 * width} bits is not read", CONVERT)
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         what = f"its rate is {rate:,} Hz, and {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz are read"
         raise _refused(path, what, "convert it to 16,000 Hz: ffmpeg -i FILE -ar 16000 NEW.wav")
-    samples = _samples(content, width).reshape(-1, channels).mean(axis=1).astype(np.float32)
+    heard = _samples(content, width).reshape(-1, channels)
+    samples = heard.mean(axis=1).astype(np.float32)
     if not samples.any():
-        what = "the sound is silence, zeros alone" if len(samples) else "the sound has no samples"
+        silent = "channels that cancel each other out" if heard.any() else "zeros alone"
+        what = f"the sound is silence, {silent}" if len(samples) else "the sound has no samples"
         raise _refused(path, what, "leave it out, or record it again")
     return Sound(samples, rate)
 
 
 def _refused(path: Path, what: str, fix: str) -> InputError:
     return InputError(what, where=str(path), fix=fix)
+
+
+def _part_sizes(content: bytes) -> list[tuple[bytes, int]]:
+    """Names and stated sizes of the parts of a WAV file, up to its samples."""
+    at, sizes = 12, [(b"", 0)]
+    while sizes[-1][0] != b"data" and at + 8 <= len(content):
+        sizes.append(struct.unpack_from("<4sI", content, at))
+        at += 8 + sizes[-1][1] + sizes[-1][1] % 2
+    return sizes
 
 
 def _samples(content: bytes, width: int) -> NDArray[np.float64]:
