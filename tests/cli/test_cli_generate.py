@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -50,6 +51,15 @@ def test_the_text_alone_goes_to_a_pipe(tiny_model: Path, model: offramp.Model) -
         f"tokens left after layer {mean:.1f} of {LAYERS} on average"
     )
     assert 0 < expected.skip_ratio < 1
+
+
+def test_a_generation_config_that_asks_for_more_is_no_warning(
+    tiny_model: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"min_new_tokens": 1000}')
+    run_offramp("generate", folder, "--prompt", PROMPT, "--max-new-tokens", 3).require(0)
+    assert not [one for one in recwarn if "Unfeasible length" in str(one.message)]
 
 
 def test_without_a_policy_it_is_the_full_model(tiny_model: Path, model: offramp.Model) -> None:

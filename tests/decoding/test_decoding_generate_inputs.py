@@ -173,6 +173,15 @@ def test_arguments_of_transformers_that_cannot_be_honoured(options: dict[str, An
         assert state_of(model.hf) == before
 
 
+def test_what_a_generation_config_asks_for_is_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    monkeypatch.setattr(model.hf.generation_config, "num_beams", 2)
+    with pytest.raises(offramp.InputError, match="cannot honour beam search") as refused:
+        offramp.generate(model, [5, 6], policy=POLICY)
+    assert refused.value.where.startswith("generation_config.json")
+    assert refused.value.fix == "leave it out"
+
+
 def generate_of_another_version(loop: Any) -> Any:
     """As transformers' `generate` calls a custom loop, but with other names."""
     return loop()

@@ -280,6 +280,8 @@ def _generated(
     with warnings.catch_warnings():
         # A broken logit is told as the command's error, below the text.
         warnings.filterwarnings("ignore", "the generation stopped", RuntimeWarning)
+        # A generation_config.json may ask for longer answers than the command.
+        warnings.filterwarnings("ignore", "Unfeasible length constraints", UserWarning)
         with model.given(prompts.given):
             return generate_batch(
                 model,

@@ -24,6 +24,7 @@ CONVERT_TO_SAFETENSORS = (
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 AGAIN = "download the file again"
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")
 
 
 @dataclass(frozen=True)
@@ -364,24 +365,29 @@ def stated_count(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
 
 
 def check_no_remote_code(config: dict[str, Any], folder: Path, *, trust_remote_code: bool) -> None:
-    """Refuse a config that names Python code to run (`auto_map`), at any depth, unless asked for."""
+    """Refuse a config that names code to run (`auto_map`, or an attention kernel of the Hub), at any depth,
+    unless asked for."""
     if not trust_remote_code and _holds_key(config, "auto_map"):
         raise remote_code(folder / CONFIG_FILE)
+    if not trust_remote_code and any(_holds_key(config, key, kernel=True) for key in ATTENTION_KEYS):
+        raise remote_code(folder / CONFIG_FILE, "a kernel of the Hub for attention (attn_implementation)")
 
 
-def remote_code(file: Path) -> ModelError:
-    """The error for a file that names Python code to run, where nobody said that it is trusted."""
+def remote_code(file: Path, code: str = "Python code that comes with the model (auto_map)") -> ModelError:
+    """The error for a file that names code to run, where nobody said that it is trusted."""
     return ModelError(
-        f"{file.name} asks to run Python code that comes with the model (auto_map)",
+        f"{file.name} asks to run {code}",
         where=str(file),
         fix="read that code; if you trust it, pass trust_remote_code=True (--trust-remote-code)",
     )
 
 
-def _holds_key(value: Any, key: str) -> bool:
+def _holds_key(value: Any, key: str, *, kernel: bool = False) -> bool:
+    """Whether something stands under a key. kernel: something that names a repository."""
     if isinstance(value, dict):
-        return bool(value.get(key)) or any(_holds_key(item, key) for item in value.values())
-    return isinstance(value, list) and any(_holds_key(item, key) for item in value)
+        found = "/" in str(value.get(key)) if kernel else bool(value.get(key))
+        return found or any(_holds_key(item, key, kernel=kernel) for item in value.values())
+    return isinstance(value, list) and any(_holds_key(item, key, kernel=kernel) for item in value)
 
 
 def find_strangers(hf: Any, prefix: str, layers: int, unexpected: Iterable[str]) -> list[str]:

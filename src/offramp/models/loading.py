@@ -240,6 +240,7 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
     try:
         reading, file = "config", source.folder / "config.json"
         config = AutoConfig.from_pretrained(source.folder, **options)
+        _check_quantisation(config, file)
         reading, file = "tokenizer", source.folder / TOKENIZER_FILE
         check_tokenizer_file(source.folder)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
@@ -257,6 +258,21 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
     check_vocabulary(tokenizer, config, source.folder)
     settle(tokenizer, source.folder)
     return tokenizer
+
+
+def _check_quantisation(config: Any, file: Path) -> None:
+    """Refuse weights of a quantisation that transformers does not know, and would take for plain ones."""
+    from transformers.quantizers import auto
+
+    quantizer: Any = auto.AutoHfQuantizer
+    stated = getattr(config, "quantization_config", None)
+    if isinstance(stated, dict) and not quantizer.supports_quant_method(stated):
+        method = stated.get("quant_method")
+        raise ModelError(
+            f"config.json states weights quantized by {method!r}, which transformers does not know",
+            where=str(file),
+            fix="use a checkpoint that is not quantized so",
+        )
 
 
 OWN_EXTRACTOR = "put the preprocessor_config.json that belongs to this model there"

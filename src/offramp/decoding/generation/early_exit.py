@@ -65,8 +65,12 @@ def refuse_arguments(
     kept_back: dict[str, Any],
     model_kwargs: dict[str, Any],
     synced_gpus: bool,
+    own: bool = False,
 ) -> None:
-    """Raise InputError for arguments of transformers' `generate` that early exit cannot honour."""
+    """Raise InputError for arguments of transformers' `generate` that early exit cannot honour.
+
+    own: it was called by `offramp.generate`.
+    """
     from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
     from transformers.generation.configuration_utils import GenerationMode
 
@@ -93,8 +97,12 @@ def refuse_arguments(
         if is_wanted:
             raise InputError(
                 f"early exit cannot honour {what}",
-                where="model.generate(custom_generate=...)",
-                fix="leave it out, also in generation_config.json, or generate without custom_generate",
+                where="generation_config.json, or an option"
+                if own
+                else "model.generate(custom_generate=...)",
+                fix="leave it out"
+                if own
+                else "leave it out, also in generation_config.json, or generate without custom_generate",
             )
     positions, mask = model_kwargs.get("position_ids"), model_kwargs.get("attention_mask")
     if positions is not None and not torch.equal(positions, _positions(input_ids, mask)):
@@ -180,7 +188,10 @@ class EarlyExit:
         kept_back = {} if self.engine is not None else given_to_generate()
         if self.engine is not None:
             model_kwargs = _of_decoder(model_kwargs)
-        refuse_arguments(input_ids, generation_config, logits_processor, kept_back, model_kwargs, synced_gpus)
+        refuse_arguments(
+            *(input_ids, generation_config, logits_processor, kept_back, model_kwargs, synced_gpus),
+            own=self.engine is not None,
+        )
         engine = self.engine or engine_of(model)
         self.before(engine)
         # Looked at once: what has no padding then is nothing that every step would have to be asked for.
