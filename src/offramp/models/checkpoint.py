@@ -308,7 +308,7 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
 
 
 def _turns(part: Mapping[str, Any], *, inside: bool = False) -> Iterator[tuple[str, float]]:
-    """The numbers by which a config turns positions: at its top, or in parts for all layers or by their kinds.
+    """The numbers by which a config turns positions: at its top, or in parts for layers of each kind.
 
     inside: whether it is such a part.
     """
