@@ -193,10 +193,10 @@ def _skipped(executed: int, plain: int) -> str:
 
 def check_lines(batch: BatchGeneration, check: FullModelCheck, decode: Decode) -> list[str]:
     """Agreement on the same text, and where each answer parts from the full model's own."""
-    agreement, new = check.quality.agreement.value, check.quality.new_tokens
+    agreement, new = check.quality.agreement.value, check.quality.new_tokens - check.quality.prompts
     lines = [
         f"agreement with the full model on the same text: {percent(agreement)} "
-        f"({round(agreement * new):,} of {counted(new, 'token')})"
+        f"({round(agreement * new):,} of {counted(new, 'token')} after the first)"
     ]
     for place, (row, plain, shared) in enumerate(zip(batch.rows, check.plain, check.shared, strict=True), 1):
         which = f" {place}" if len(batch.rows) > 1 else ""
