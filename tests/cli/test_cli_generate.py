@@ -67,7 +67,9 @@ def test_without_a_policy_it_is_the_full_model(tiny_model: Path, model: offramp.
     text = offramp.generate(model, PROMPT, max_new_tokens=8).text
     assert found.require(0).out == text + "\n"
     assert "layers skipped: 0.0 % (28 of 28 ran after the prompt)" in found.err
-    assert "agreement with the full model on the same text: 100.0 % (7 of 7 tokens after the first)" in found.err
+    assert (
+        "agreement with the full model on the same text: 100.0 % (7 of 7 tokens after the first)" in found.err
+    )
     assert "answer: the full model's own answer, token for token" in found.err
     assert "--heads" not in found.err
 

@@ -197,7 +197,7 @@ def test_the_executed_agreement_is_judged_on_each_answers_own_prefix(measured: M
         right = []
         for place, decoded in measured.decoded[name].items():
             judged = judge(model, PROMPTS[place], list(decoded.tokens[0]))
-            right += (judged.chosen == np.array(decoded.tokens[0])).tolist()
+            right += (judged.chosen == np.array(decoded.tokens[0])).tolist()[1:]
         found = result.contender(name).executed_agreement
         assert found is not None
         assert found.value == pytest.approx(np.mean(right))
