@@ -37,6 +37,9 @@ LONGEST_NAME = 255
 LARGEST_GIVEN = 64_000_000
 """Bytes of a file that people name, read whole: a policy, a profile, a study, a picture or a sound."""
 
+FIRST_BYTES = 512
+"""Of a file that is written in place, which are looked at before."""
+
 LARGEST_JSON = 250_000_000
 """Bytes of a JSON text that is read at all."""
 DEEPEST_JSON = 64
@@ -105,6 +108,22 @@ def require_alone(path: Path) -> None:
     require_regular(path)
     if path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):
         raise OSError(errno.EMLINK, LINKED, str(path))
+
+
+def why_not_ours(path: Path, begins_as_ours: Callable[[bytes], bool]) -> str | None:
+    """Why a file must not be written in place, in words; None if it may, or is not there.
+
+    begins_as_ours: of its first FIRST_BYTES, whether offramp writes such a file.
+    """
+    try:
+        require_alone(path)
+        if path.exists():
+            with open_regular(path) as file:
+                if not begins_as_ours(file.read(FIRST_BYTES)):
+                    return "it is a file of something else"
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def is_irregular(path: Path) -> bool:

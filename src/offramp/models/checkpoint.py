@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -367,9 +367,11 @@ def stated_count(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
 def check_no_remote_code(config: dict[str, Any], folder: Path, *, trust_remote_code: bool) -> None:
     """Refuse a config that names code to run (`auto_map`, or an attention kernel of the Hub), at any depth,
     unless asked for."""
-    if not trust_remote_code and _holds_key(config, "auto_map"):
+    if trust_remote_code:
+        return
+    if any(_stated_under(config, ["auto_map"])):
         raise remote_code(folder / CONFIG_FILE)
-    if not trust_remote_code and any(_holds_key(config, key, kernel=True) for key in ATTENTION_KEYS):
+    if any("/" in str(kernel) for kernel in _stated_under(config, ATTENTION_KEYS)):  # names a repository
         raise remote_code(folder / CONFIG_FILE, "a kernel of the Hub for attention (attn_implementation)")
 
 
@@ -382,12 +384,12 @@ def remote_code(file: Path, code: str = "Python code that comes with the model (
     )
 
 
-def _holds_key(value: Any, key: str, *, kernel: bool = False) -> bool:
-    """Whether something stands under a key. kernel: something that names a repository."""
+def _stated_under(value: Any, keys: Collection[str]) -> Iterator[Any]:
+    """What stands under some keys, at any depth."""
     if isinstance(value, dict):
-        found = "/" in str(value.get(key)) if kernel else bool(value.get(key))
-        return found or any(_holds_key(item, key, kernel=kernel) for item in value.values())
-    return isinstance(value, list) and any(_holds_key(item, key, kernel=kernel) for item in value)
+        yield from (value[key] for key in keys if key in value)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _stated_under(item, keys)
 
 
 def find_strangers(hf: Any, prefix: str, layers: int, unexpected: Iterable[str]) -> list[str]:

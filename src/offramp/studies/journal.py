@@ -23,8 +23,8 @@ from offramp.files import (
     is_disk_full,
     open_regular,
     parse_json,
-    require_alone,
     sha256_of_text,
+    why_not_ours,
 )
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.studies.task import Task
@@ -133,23 +133,13 @@ class Journal:
 
     def _require_place(self) -> None:
         """Refuse what is no journal, or has a second name elsewhere."""
-        try:
-            require_alone(self.path)
-            first = b"{" if not self.path.exists() else _first_byte(self.path)
-            why = None if first in (b"", b"{", b"\n") else "it is a file of something else"
-        except OSError as error:
-            why = error.strerror
+        why = why_not_ours(self.path, lambda content: content[:1] in (b"", b"{", b"\n"))
         if why is not None:
             raise InputError(
                 f"something else stands in the place of the journal: {why}",
                 where=str(self.path),
                 fix="move it away, then run the same command again",
             )
-
-
-def _first_byte(path: Path) -> bytes:
-    with open_regular(path) as file:
-        return file.read(1)
 
 
 def line_of(event: Event) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from offramp.errors import InputError
-from offramp.files import open_regular, require_alone
+from offramp.files import FIRST_BYTES, open_regular, why_not_ours
 from offramp.kit.numbers import whole_number
 
 BEAT_SECONDS = 2.0
@@ -29,8 +29,6 @@ REPORT = "report"
 """The lock of whoever writes the page."""
 _NAME = re.compile(rf"[a-z_]+-[0-9a-f]{{64}}|{ALIVE}.+|{REPORT}|(turn|timing)-.+")
 _HOLDER = re.compile(rb"(\d+ \S+\n)?")
-LONGEST_HOLDER = 512
-"""Bytes that are read of a lock's file."""
 
 _touched: set[Path] = set()
 
@@ -117,7 +115,9 @@ def holding(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    _require_ours(path)
+    why = why_not_ours(path, _names_a_holder)
+    if why is not None:
+        raise InputError(f"a lock's file cannot be used: {why}", where=str(path), fix="move it away")
     with path.open("a+") as file:
         if wait:
             fcntl.flock(file, mode)
@@ -134,24 +134,15 @@ def holding(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator
 
 def is_lock(path: Path) -> bool:
     """Whether a file among the locks is one, by its name and what it says of its holder."""
-    return path.is_file() and bool(_NAME.fullmatch(path.name)) and _names_a_holder(path)
-
-
-def _names_a_holder(path: Path) -> bool:
-    """Whether a file says what a lock's says, and nothing else."""
+    if not (path.is_file() and _NAME.fullmatch(path.name)):
+        return False
     with open_regular(path) as file:
-        return bool(_HOLDER.fullmatch(file.read(LONGEST_HOLDER)))
+        return _names_a_holder(file.read(FIRST_BYTES))
 
 
-def _require_ours(path: Path) -> None:
-    """Refuse to write into a file that is no lock: somebody's text, or one with a second name elsewhere."""
-    try:
-        require_alone(path)
-        why = None if not path.exists() or _names_a_holder(path) else "it is a file of something else"
-    except OSError as error:
-        why = error.strerror
-    if why is not None:
-        raise InputError(f"a lock's file cannot be used: {why}", where=str(path), fix="move it away")
+def _names_a_holder(content: bytes) -> bool:
+    """Whether a lock's file says this, and nothing else."""
+    return _HOLDER.fullmatch(content) is not None
 
 
 def is_held(path: Path) -> bool:
@@ -167,7 +158,7 @@ def holder(path: Path) -> tuple[int, str] | None:
     if not path.is_file():
         return None
     with open_regular(path) as file:
-        words = file.read(LONGEST_HOLDER).decode("utf-8", errors="replace").split()
+        words = file.read(FIRST_BYTES).decode("utf-8", errors="replace").split()
     process = whole_number(words[0]) if len(words) == 2 else None
     return None if process is None else (process, words[1])
 
