@@ -36,7 +36,8 @@ def full_result() -> BenchResult:
     return dataclasses.replace(
         made_up_result(Contender("a peer", "peer", left_out="it cannot")),
         forecasts=(forecast,), free_running=quality, notes=("a", "b"),
-        floor=FloorCheck("agreement=0.95", True, 0.95, interval), processes=3, defects=("something",),
+        floor=FloorCheck("agreement=0.95", True, 0.95, Estimate(0.96, 0.9, 1.0)),
+        processes=3, defects=("something",),
     )  # fmt: skip
 
 

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import stored_traces
 from killed_runs import everything
 from stored_traces import files_of, flip, killed_children, read_stored, run, write_stored
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
-from offramp.files import TEMPORARY_PREFIX
+from offramp.files import TEMPORARY_PREFIX, sha256_of_file
 from offramp.tracing import sealed_parts
 from offramp.tracing.sealed_parts import FILE_KINDS, part_path, seal_path
 from offramp.tracing.trace import Trace
@@ -237,6 +239,43 @@ def test_an_impossible_manifest_is_refused_and_repaired(case: str, folder: Path)
         Trace.load(folder)
     run(folder, repair=True)
     assert files_of(folder) == whole
+
+
+def read_all(folder: Path) -> None:
+    """Every fact and the marginal."""
+    trace = Trace.load(folder)
+    assert [trace.fact(name) for name in trace.fact_names]
+    assert trace.marginal.sums.size
+
+
+IMPOSSIBLE_COLUMNS = {
+    "token": ("tokens", 320),
+    "next_token": ("tokens", -1),
+    "position": ("tokens", 2**30),
+    "document": ("tokens", 2**30),
+    "top1": ("facts", 320),
+    "max_prob": ("facts", 1.5),
+    "entropy": ("facts", -5.0),
+    "logit_cosine": ("facts", float("nan")),
+    "final_logprob": ("facts", 3.0),
+    "block_00": ("marginal", -1.0),
+}
+"""By column: its kind of file, and a number that it cannot hold."""
+
+
+@pytest.mark.parametrize("column", IMPOSSIBLE_COLUMNS)
+def test_an_impossible_number_in_a_sealed_part_is_refused(column: str, folder: Path) -> None:
+    kind, number = IMPOSSIBLE_COLUMNS[column]
+    path, manifest = part_path(folder, kind, 0), read_stored(folder / "manifest.json")
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    values = table.column(column).to_numpy().copy()
+    values[1] = number
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(values)), path)
+    manifest["parts"][0]["files"][kind].update(sha256=sha256_of_file(path), bytes=path.stat().st_size)
+    write_stored(folder / "manifest.json", manifest)
+    with pytest.raises(DamagedFileError, match=f"its column {column} holds"):
+        read_all(folder)
 
 
 def test_damage_met_while_resuming_is_traced_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

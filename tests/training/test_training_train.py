@@ -347,6 +347,26 @@ def test_what_the_model_wrote_is_read_again_and_other_text_is_not_gone_on_with(
     assert_same(trained(output=tmp_path / "lost", **asked), trained(**asked))
 
 
+@pytest.mark.parametrize("change", ["removed", "longer", "another part"])
+def test_a_checkpoint_with_tensors_of_another_training_is_refused(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(tmp_path, monkeypatch)
+    path = tmp_path / CHECKPOINT
+    header, arrays = loop.CHECKPOINT_FILE.read(path, "")
+    name = next(iter(arrays))
+    part, _, rest = name.partition(".")
+    changed = {
+        "removed": {},
+        "longer": {name: np.zeros((3, 3), dtype=np.float32)},
+        "another part": {f"{int(part) + 9}.{rest}": arrays[name]},
+    }[change]
+    others = {other: array for other, array in arrays.items() if other != name}
+    loop.CHECKPOINT_FILE.write(path, header, {**others, **changed})
+    with pytest.raises(DamagedFileError, match="its tensors are of another training"):
+        trained(output=tmp_path)
+
+
 def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(tmp_path, monkeypatch, steps=None, minutes=0.2, after=loop.PILOT_STEPS + 1)
     steps = []

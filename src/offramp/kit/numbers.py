@@ -23,6 +23,8 @@ SMALLEST_NUMBER = 1e-30
 """Of what must be above 0, and may be divided by."""
 LONGEST_COPY = 1024
 """Of tokens that are copied from a text at once: all are weighed, and checked, for each new one."""
+MOST_RUNS = 2 * LONGEST_COPY
+"""Of the full model's layers for one token, wrong drafts included: two kinds of drafts at most."""
 LONGEST_SECONDS = 366 * 86_400.0
 LONGEST_MINUTES = LONGEST_SECONDS / 60
 
@@ -30,6 +32,7 @@ Count = Annotated[int, Ge(1), Le(LARGEST_COUNT)]
 Whole = Annotated[int, Ge(0), Le(LARGEST_SEED)]
 Copied = Annotated[int, Ge(0), Le(LONGEST_COPY)]
 FittingSeed = Annotated[int, Ge(0), Le(LARGEST_FITTING_SEED)]
+Threads = Annotated[int, Ge(1), Le(1024)]
 TimedTokens = Annotated[int, Ge(4), Le(LARGEST_COUNT)]
 Share = Annotated[float, Gt(0), Lt(1)]
 Proportion = Annotated[float, Ge(0), Le(1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -44,6 +44,8 @@ class SealedFile(Generic[Record]):
     """Entries that the seal leaves out."""
     under: str = ""
     """The entry that the record is; "" where the record's own entries stand beside the header."""
+    contradictions: Callable[[Record], Iterable[str]] = lambda record: ()
+    """What of a record cannot be true beside the rest of it."""
 
     def __post_init__(self) -> None:
         DECLARED.append(self)
@@ -67,9 +69,12 @@ class SealedFile(Generic[Record]):
         if other is not None:
             raise other
         try:
-            return from_json(self.record, value.get(self.under) if self.under else value)
+            record = from_json(self.record, value.get(self.under) if self.under else value)
         except InvalidRecordError as error:  # sealed, but by another program
             raise self.refused(path, error) from error
+        for contradiction in self.contradictions(record):
+            raise self.damaged(path, contradiction)
+        return record
 
     def refused(self, path: Path, error: ValueError) -> DamagedFileError:
         """The error for a file that has no record (see `kit.typed.read_record`): one that is whole, but holds

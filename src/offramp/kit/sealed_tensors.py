@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic
@@ -48,6 +48,8 @@ class SealedTensors(Generic[Record]):
     """What it is called where it is damaged, with {name} for its own."""
     version: int | None = None
     """The newest that is read, and that which is written; None for a layout without any."""
+    contradictions: Callable[[Record, Arrays], Iterable[str]] = lambda header, arrays: ()
+    """What of both cannot be true beside the rest of it."""
 
     def __post_init__(self) -> None:
         DECLARED.append(self)
@@ -95,7 +97,10 @@ class SealedTensors(Generic[Record]):
         known = self.version is None or (type(version) is int and version >= 1)
         if not known or seal != seal_of(header, arrays):
             raise self.damaged(path, "its bytes changed since it was written (SHA-256 differs)", fix)
-        return self._typed(path, header, fix), arrays
+        record = self._typed(path, header, fix)
+        for contradiction in self.contradictions(record, arrays):
+            raise self.damaged(path, contradiction, fix)
+        return record, arrays
 
     def stated(self, path: Path, fix: str) -> Record:
         """The header alone, not held against anything. Raises as `read`, but for changed bytes."""

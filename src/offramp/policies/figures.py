@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic
 
 from typing_extensions import TypeVar
 
-from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER, Proportion
+from offramp.kit.numbers import LARGEST_NUMBER, MOST_RUNS, SMALLEST_NUMBER, Proportion
 from offramp.kit.rules import Must
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.policy import ExitPolicy
@@ -38,7 +38,7 @@ def _from(least: float, most: float, what: str) -> Must:
 
 
 ShareOf = Annotated[Figure, _from(-_ROUNDING, 1 + _ROUNDING, "a share from 0 to 1")]
-SkippedOf = Annotated[Figure, _from(-LARGEST_NUMBER, 1 + _ROUNDING, "a share of 1 at most")]
+SkippedOf = Annotated[Figure, _from(-MOST_RUNS, 1 + _ROUNDING, "a share of 1 at most")]
 """Below 0 where wrong drafts are run for nothing."""
 PositiveOf = Annotated[Figure, _from(SMALLEST_NUMBER, LARGEST_NUMBER, "above 0")]
 """Of a speed, or of what a token costs."""

@@ -55,11 +55,27 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
+def _lacking(plan: StudyPlan) -> Iterator[str]:
+    """What a plan names and does not hold."""
+    known: set[str] = set()
+    for task in plan.tasks.values():
+        for need in set(task.needs.values()) - known:
+            yield f"the task {task.key[:12]} needs {shortened(need)[:12]}, which does not come before it"
+        known.add(task.key)
+    models = {model.name for model in plan.study.models}
+    for cell in plan.cells:
+        if cell.task not in known or plan.tasks[cell.task].kind != cell.kind:
+            yield f"the cell {shortened(cell.name)} names a task that is not in it, or of another kind"
+        if cell.model not in models:
+            yield f"the cell {shortened(cell.name)} names a model that is not in it"
+
+
 FILE = SealedFile(
     StudyPlan,
     "{name}, the plan of what is done here, is damaged",
     "give the command again that made the folder: it plans anew, and keeps what is done",
     version=4,
+    contradictions=_lacking,
 )
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
@@ -369,10 +385,7 @@ class StudyFolder:
         path = self.path / PLAN
         if path.is_file():
             try:
-                plan = FILE.read(path)
-                for lacking in _lacking(plan):
-                    raise FILE.damaged(path, lacking)
-                return plan
+                return FILE.read(path)
             except DamagedFileError as error:
                 error.fix = f"{error.fix}: {self.command()}"
                 raise
@@ -393,21 +406,6 @@ class StudyFolder:
             what = "there is no study or run here"
             fix = "give the folder of offramp study run or offramp run: it holds plan.json"
         raise InputError(what, where=str(self.path), fix=fix)
-
-
-def _lacking(plan: StudyPlan) -> Iterator[str]:
-    """What a plan names and does not hold."""
-    known: set[str] = set()
-    for task in plan.tasks.values():
-        for need in set(task.needs.values()) - known:
-            yield f"the task {task.key[:12]} needs {shortened(need)[:12]}, which does not come before it"
-        known.add(task.key)
-    models = {model.name for model in plan.study.models}
-    for cell in plan.cells:
-        if cell.task not in known or plan.tasks[cell.task].kind != cell.kind:
-            yield f"the cell {shortened(cell.name)} names a task that is not in it, or of another kind"
-        if cell.model not in models:
-            yield f"the cell {shortened(cell.name)} names a model that is not in it"
 
 
 def is_trace(folder: Path) -> bool:

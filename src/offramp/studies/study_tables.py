@@ -30,6 +30,7 @@ from offramp.kit.given_file import (
     Seconds,
     Share,
     Text,
+    Threads,
     TomlTable,
     Truth,
     Whole,
@@ -51,7 +52,6 @@ FILE_SOURCES = ("txt", "jsonl")
 """Sources of workloads in the user's own files; their argument begins with a path."""
 
 Draws = Annotated[int, Field(strict=True, ge=DRAWS_NEEDED, le=MOST_DRAWS)]
-MOST_THREADS = 1024
 """A study may be planned here for a machine of more cores; with very many torch ends without a word."""
 Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 
@@ -73,9 +73,7 @@ class StudySettings(TomlTable):
     """Where models compute; "auto" is settled when the study is planned, as the accelerator of this machine
     or its processor."""
     dtype: str = "float32"
-    threads: Annotated[Count, Field(le=MOST_THREADS)] = Field(
-        default_factory=lambda: len(os.sched_getaffinity(0))
-    )
+    threads: Threads = Field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Of torch, by default the cores at hand."""
     exits: str | tuple[Count, ...] = "all"
     context: Count | None = None

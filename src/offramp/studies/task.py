@@ -20,6 +20,7 @@ from offramp.files import (
     sha256_of_text,
     sync_folder,
 )
+from offramp.kit.numbers import Threads
 from offramp.kit.sealed_file import SealedFile
 from offramp.kit.typed import Record
 
@@ -118,7 +119,7 @@ class StudyJob:
     tasks: tuple[Task, ...]
     needs: tuple[str, ...] = ()
     """Keys of tasks in other jobs that must be done first."""
-    threads: int = 1
+    threads: Threads = 1
     """Of torch."""
     exclusive: bool = False
     memory_bytes: int = 0

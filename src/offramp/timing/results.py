@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import MinLen
 
 from offramp.defaults import FEWEST_PROMPTS
-from offramp.kit.numbers import Count, Proportion
+from offramp.kit.numbers import Count, NotNegative, Number, Proportion, Whole
 from offramp.kit.sealed_file import SealedFile
 from offramp.policies.cost_breakdown import Gain
-from offramp.policies.figures import FreeRunning
+from offramp.policies.figures import FreeRunning, PositiveOf, ShareOf, SkippedOf
 from offramp.scoring.estimate import LEVEL, Estimate
 from offramp.scoring.text_quality import TextQuality
 
@@ -60,13 +60,13 @@ Stopped = Literal["answered", "seconds", "rounds"]
 class Timing:
     """Seconds per token by the stopwatch, and the circumstances they were taken in."""
 
-    value: float
-    low: float | None
-    high: float | None
+    value: NotNegative
+    low: NotNegative | None
+    high: NotNegative | None
     """The 95 % interval, None with too few samples for one."""
     threads: Count
     """Threads that compute."""
-    load: float
+    load: NotNegative
     """The machine's load average over one minute at the start."""
 
 
@@ -74,11 +74,11 @@ class Timing:
 class Cluster:
     """One prompt (or batch of prompts) in one process, timed side by side with plain decoding."""
 
-    process: int
-    prompt: int
-    log_ratio: float
+    process: Whole
+    prompt: Whole
+    log_ratio: Number
     """log(plain seconds / its seconds), both summed over the pairs of blocks."""
-    pairs: int
+    pairs: Whole
     """How many. More of them make the figure better; they are no further prompts."""
 
 
@@ -86,14 +86,14 @@ class Cluster:
 class Counted:
     """What one decoded token runs on average, counted and not timed: the same on every machine."""
 
-    layers: float
+    layers: NotNegative
     """Layers executed."""
-    heads: float
+    heads: NotNegative
     """Products with the output head, the short list's included."""
-    probes: float
+    probes: NotNegative
     """Checks of the policy."""
-    flops: float
-    bytes: float
+    flops: NotNegative
+    bytes: NotNegative
     """Of all of it, as moved from memory at batch 1."""
 
 
@@ -108,36 +108,36 @@ class Contender:
     head cut to that), "peer", "combination", or "a/a" (a plain decoder a second time)."""
     answer: Answer = "unresolved"
     """What `ratio` says of it."""
-    ratio: Estimate[float] | None = None
+    ratio: PositiveOf[Estimate[float]] | None = None
     """Seconds of the fastest plain decoder over its own (of an "a/a": of the decoder that it repeats);
     without an interval for one prompt, or where it was timed in the pilot only. The interval covers that the
     fastest was told by the same times."""
-    resolution: float | None = None
+    resolution: NotNegative | None = None
     """The half-width of its interval, as a share."""
     clusters: tuple[Cluster, ...] = ()
     """What the ratio comes of, by prompt; none of the fastest plain decoder itself."""
-    samples: tuple[float, ...] = ()
+    samples: tuple[NotNegative, ...] = ()
     """Seconds per new token (of all rows together) after the first, one per visit, in order."""
     seconds_per_token: Estimate[float] | None = None
     """Of the fastest plain decoder the mean over prompts, with a 95 % interval; of others that over their
     ratio, so that the machine's load cancels between them."""
-    first_token_seconds: float | None = None
+    first_token_seconds: NotNegative | None = None
     """Median time to the first new token."""
-    tokens_per_second: float | None = None
+    tokens_per_second: NotNegative | None = None
     """Of the whole batch."""
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Whole | None = None
     """Above what the process held before, None if unknown."""
     counted: Counted | None = None
     """What a token of the timed decodings runs, None where nothing says."""
-    layers_per_token: float | None = None
+    layers_per_token: NotNegative | None = None
     """Executed layers of a fed new token of an untimed trial, counted by hooks."""
-    claimed_layers_per_token: float | None = None
+    claimed_layers_per_token: NotNegative | None = None
     """What the decoder says of the same trial."""
     same_output: Proportion | None = None
     """Share of prompts whose output equals the full model's, token for token."""
     output_must_match: bool = False
     """Whether it has to (lossless in float32)."""
-    executed_agreement: Estimate[float] | None = None
+    executed_agreement: ShareOf[Estimate[float]] | None = None
     """Share of its tokens that are the full model's choice on the same prefix, None if nobody judged."""
     gain: Gain | None = None
     """Shares of the plain decoder's seconds per token, None if it was not split."""
@@ -180,9 +180,9 @@ RIVALS: Mapping[str, Callable[[Contender], bool]] = {
 class Credit:
     """What exits add: how many times as fast as the best decoder without exits that keeps a floor."""
 
-    value: float
-    low: float
-    high: float
+    value: NotNegative
+    low: NotNegative
+    high: NotNegative
     """At the level of the measurement, chosen though that decoder is by the same times."""
     over: str
     """That decoder's name."""
@@ -198,9 +198,9 @@ class PartError:
     """One part of a token's time (`offramp.decoding.engine.engine.PARTS_OF_TIME`), in seconds per token."""
 
     part: str
-    priced: float
+    priced: NotNegative
     """What the cost model says of the items that really ran, as in `Forecast`."""
-    measured: float
+    measured: NotNegative
     """By a stopwatch within the decoding loop, in runs apart from those that were timed as a whole."""
 
 
@@ -217,32 +217,32 @@ class Forecast:
     kv: str
     dtype: str
     workload: str
-    predicted: float | None
+    predicted: NotNegative | None
     """Replayed on the trace; None without a trace."""
-    priced: float
+    priced: NotNegative
     """The cost model on what really ran."""
     measured: Estimate[float]
     """The stopwatch, with its interval."""
-    plain_predicted: float
+    plain_predicted: NotNegative
     """Of the full model (never exit, the same loop), in the profile's own seconds."""
-    plain_measured: float
+    plain_measured: NotNegative
     """By the stopwatch."""
-    fastest_plain: float
+    fastest_plain: NotNegative
     """Of the fastest plain decoder of the run, the denominator of net speedup."""
-    predicted_skip: float | None
-    measured_skip: float
+    predicted_skip: SkippedOf[float] | None
+    measured_skip: SkippedOf[float]
     """Share of layers not executed."""
     parts: tuple[PartError, ...] = ()
     """Where the cost model is wrong, priced at the moment of timing too."""
-    predicted_agreement: float | None = None
+    predicted_agreement: Proportion | None = None
     """On the trace, teacher-forced."""
-    measured_agreement: float | None = None
+    measured_agreement: Proportion | None = None
     """Of the generated tokens with the full model on the same prefix."""
-    batch: int = 1
+    batch: Count = 1
     gain: Gain | None = None
     """What each part of a step saved of the full model's price, by the cost model on what really ran."""
-    predicted_by_profile: float | None = None
-    priced_by_profile: float | None = None
+    predicted_by_profile: NotNegative | None = None
+    priced_by_profile: NotNegative | None = None
     """The same in the profile's own seconds, None where they were not kept."""
 
     @property
@@ -266,7 +266,7 @@ class FloorCheck:
     """Whether the tuner certified it."""
     value: float
     """The floor's own."""
-    kept: Estimate[float] | None = None
+    kept: ShareOf[Estimate[float]] | None = None
     """The executed agreement, None if nobody judged it or the floor is of another kind."""
 
     @property
@@ -285,7 +285,7 @@ class InTurns:
     """Prompts that were decoded."""
     rounds: Count
     """How often, at most."""
-    worth: float
+    worth: Number
     """The gain that matters, as a share."""
     plain: str
     """The name of the fastest plain decoder of this timing."""
@@ -296,7 +296,7 @@ class InTurns:
     """Ratio of the plain decoder to itself, with a 99 % interval."""
     stopped: Stopped
     """Why nothing more was timed."""
-    seconds_spent: float
+    seconds_spent: NotNegative
     """From the first trial to the last block."""
     circumstances: Mapping[str, Any]
     """Threads, load average before and after, dtype, governor, processor, versions, date, seeds,
@@ -321,7 +321,7 @@ class BenchResult(InTurns):
     batch: Count
     batching: str
     contenders: Annotated[tuple[Contender, ...], MinLen(1)]
-    processes: int = 1
+    processes: Count = 1
     """Fresh processes that measured."""
     floor: FloorCheck | None = None
     """The floor that the policy was tuned for, None without any."""
@@ -392,7 +392,7 @@ class Quality:
 
     free_running: FreeRunning
     """Of the answers that it gave itself."""
-    forced_agreement: Estimate[float]
+    forced_agreement: ShareOf[Estimate[float]]
     """Share of the tokens of the untransformed model's own answer that it chooses too when it is given all of
     that answer before them; at full depth a token also counts if its logit is the largest but for one
     rounding step of the dtype."""
@@ -412,7 +412,7 @@ class OnTop:
     """What one part adds to the others of a combination: their seconds over those of all, side by side."""
 
     part: str
-    speedup: Estimate[float]
+    speedup: PositiveOf[Estimate[float]]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from offramp.kit.rules import OneOf
+
+_ROUNDING = 1e-3
+_LIMITS = {
+    "probability": (-_ROUNDING, 1 + _ROUNDING),
+    "share": (0, 1),
+    "cosine": (-1, 1),
+    "ratio": (0, math.inf),
+    "nats": (-_ROUNDING, math.inf),
+    "final_logprob": (-math.inf, _ROUNDING),
+}
+"""Of facts by name, else by unit."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,12 @@ class Fact:
     meaning: str
     recorded_with: str | None = None
     """The option that records it, None for a fact of every trace."""
+
+    def limits(self, vocabulary: int) -> tuple[float, float]:
+        """The least and the most that it can be in a vocabulary of so many tokens, but for rounding."""
+        if self.unit in ("token id", "rank"):
+            return 0, vocabulary - 1
+        return _LIMITS.get(self.name) or _LIMITS.get(self.unit, (-math.inf, math.inf))
 
 
 def _on_request(

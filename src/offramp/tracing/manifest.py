@@ -19,7 +19,7 @@ from offramp.files import (
     sha256_of_file,
     write_sealed_json,
 )
-from offramp.kit.numbers import Count, Whole
+from offramp.kit.numbers import LARGEST_COUNT, Count, Whole
 from offramp.kit.rules import near_paths
 from offramp.kit.typed import read_record, to_json
 from offramp.models.devices import CPU
@@ -34,6 +34,7 @@ from offramp.tracing.sealed_parts import (
     damaged,
     part_path,
     read_columns,
+    require_within,
     rows_in,
     trace_file,
 )
@@ -133,9 +134,6 @@ class Manifest:
     kind: str = KIND
 
 
-_FILE = trace_file(Manifest, apart=(TIMESTAMPS,))
-
-
 def describe_trace(
     request: TraceRequest,
     parts: Sequence[Part],
@@ -233,8 +231,6 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = _FILE.read(path)
     if manifest.kind != KIND:
         raise damaged(path, "it is not that of a trace")
-    for contradiction in _contradictions(manifest):
-        raise damaged(path, contradiction)
     return manifest
 
 
@@ -267,6 +263,9 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"its documents, its parts and its {manifest.tokens} tokens do not belong together"
 
 
+_FILE = trace_file(Manifest, apart=(TIMESTAMPS,), contradictions=_contradictions)
+
+
 def _schema_version(path: Path) -> int:
     """The manifest's version, looked at before anything else of a file that may be of a later form."""
     version = read_record(path, dict[str, Any], _FILE.refused).get("schema_version")
@@ -282,6 +281,13 @@ def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFi
     """
 
     documents = np.array([document.tokens for document in manifest.documents])
+    vocabulary, context = manifest.shape.vocabulary_size, manifest.request.get("context")
+    below = {
+        "document": len(documents),
+        "token": vocabulary,
+        "next_token": vocabulary,
+        "position": context if type(context) is int else LARGEST_COUNT,
+    }
 
     def require(part: PartRecord, kind: FileKind, file: FileRecord) -> None:
         path = folder / file.name
@@ -299,9 +305,11 @@ def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFi
         if (found := rows_in(path)) != rows:
             raise damaged(path, f"it has {found} rows, and by the {MANIFEST} {rows}")
         if kind == "tokens":
-            places, counts = np.unique(read_columns(path, ["document"])["document"], return_counts=True)
-            # Documents are whole within a part.
-            if not 0 <= places[0] <= places[-1] < len(documents) or np.any(documents[places] != counts):
+            columns = read_columns(path, [*below])
+            for name, bound in below.items():
+                require_within(path, name, columns[name], 0, bound - 1)
+            places, counts = np.unique(columns["document"], return_counts=True)
+            if np.any(documents[places] != counts):  # documents are whole within a part
                 raise damaged(path, f"its documents are not those of the {MANIFEST}")
 
     def check(entry: tuple[PartRecord, FileKind, FileRecord]) -> tuple[int, DamagedFileError] | None:

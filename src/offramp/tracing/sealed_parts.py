@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -22,15 +22,13 @@ from offramp.files import (
     write_atomically,
 )
 from offramp.kit.sealed_file import SealedFile
-from offramp.kit.typed import Record
 
 WHAT = "a file of the trace is damaged: {name}"
 FIX = "run the command that made the trace again with --repair; it traces only the damaged parts again"
 
 
-def trace_file(record: type[Record], apart: Collection[str] = ()) -> SealedFile[Record]:
-    """One kind of JSON file in a trace's folder (see `SealedFile`)."""
-    return SealedFile(record, WHAT, FIX, apart=apart)
+trace_file = functools.partial(SealedFile, what=WHAT, fix=FIX)
+"""One kind of JSON file in a trace's folder, by its record."""
 
 
 TOKEN_COLUMNS = ("token", "next_token", "document", "position", "generated")
@@ -212,9 +210,20 @@ def rows_in(path: Path) -> int:
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 
+def require_within(path: Path, name: str, column: ArrayOf, least: float, most: float) -> None:
+    """Raise DamagedFileError for a number of a part's column outside its limits, or none at all."""
+    low, high = column.min(), column.max()
+    if not least <= low <= high <= most:
+        found = high if low >= least else low
+        raise damaged(path, f"its column {name} holds {found:g}, and not {least:g} to {most:g}")
+
+
 def read_marginal(folder: Path, index: int) -> dict[int, NDArray[np.float64]]:
     """The sums of p_L of one part by block (see `Part`)."""
-    columns = read_columns(part_path(folder, "marginal", index))
+    path = part_path(folder, "marginal", index)
+    columns = read_columns(path)
+    for name, sums in columns.items():
+        require_within(path, name, sums, 0, np.inf)
     return {int(name.removeprefix("block_")): sums for name, sums in columns.items()}
 
 

@@ -27,9 +27,11 @@ from offramp.tracing.sealed_parts import (
     REFERENCE_TOP1,
     TOKEN_COLUMNS,
     Part,
+    damaged,
     part_path,
     read_columns,
     read_marginal,
+    require_within,
 )
 from offramp.workloads.shared_text import read_sketch, shares_text
 
@@ -146,7 +148,7 @@ class Trace(ShownAsHtml):
         """The trace of a manifest whose parts were verified; facts are read when first asked for."""
         parts = [part for part in manifest.parts if part.rows]
         tokens = [read_columns(part_path(folder, "tokens", part.index)) for part in parts]
-        facts = partial(_fact_of_parts, folder, tuple(parts), len(manifest.exits))
+        facts = partial(_fact_of_parts, folder, tuple(parts), len(manifest.exits), manifest.shape)
         return cls._of_manifest(manifest, tokens, facts, partial(_sums_of_parts, folder, manifest), folder)
 
     @classmethod
@@ -445,19 +447,30 @@ def _require_arrays(
 # What a trace reads with are functions of this module, so that it can be pickled.
 
 
-def _fact_of_parts(folder: Path, parts: Sequence[PartRecord], exits: int, name: str) -> FactArray:
+def _fact_of_parts(
+    folder: Path, parts: Sequence[PartRecord], exits: int, shape: ModelShape, name: str
+) -> FactArray:
     # In place, part by part: a fact of a long trace would not fit into memory twice.
-    fact = np.empty((sum(part.rows for part in parts), exits), dtype=FACT_BY_NAME[name].dtype)
+    described = FACT_BY_NAME[name]
+    fact = np.empty((sum(part.rows for part in parts), exits), dtype=described.dtype)
     start = 0
     for part in parts:
-        column = read_columns(part_path(folder, "facts", part.index), [name])[name]
+        path = part_path(folder, "facts", part.index)
+        column = read_columns(path, [name])[name]
+        require_within(path, name, column, *described.limits(shape.vocabulary_size))
         fact[start : start + part.rows] = column.reshape(-1, exits)
         start += part.rows
     return fact
 
 
 def _sums_of_parts(folder: Path, manifest: Manifest) -> Iterator[Mapping[int, NDArray[np.float64]]]:
-    return (read_marginal(folder, part.index) for part in manifest.parts)
+    for part in manifest.parts:
+        sums = read_marginal(folder, part.index)
+        if set(sums) != set(part.marginal_rows):
+            raise damaged(
+                part_path(folder, "marginal", part.index), "its blocks are not those of the manifest"
+            )
+        yield sums
 
 
 def _fact_in_memory(parts: Sequence[Part], name: str) -> FactArray:

@@ -161,6 +161,11 @@ class Weights:
         copies = [{name: tensor.clone() for name, tensor in initial.items()} for _ in range(2)]
         return cls(copies[0], zeros[0], zeros[1], copies[1], float("inf"))
 
+    @property
+    def shapes(self) -> dict[str, dict[str, torch.Size]]:
+        """Of every tensor, by what it is and its name."""
+        return {part: {name: of.shape for name, of in getattr(self, part).items()} for part in TENSORS}
+
 
 TENSORS = tuple(part.name for part in fields(Weights) if part.name != "best_loss")
 """Of a part, as they are called in a checkpoint."""
@@ -202,7 +207,28 @@ class CheckpointHeader(Course):
     """In hexadecimal; it may be infinite."""
 
 
-CHECKPOINT_FILE = SealedTensors(CheckpointHeader, "offramp_training", "the checkpoint {name} is damaged")
+def _contradictions(header: CheckpointHeader, arrays: Arrays) -> Iterator[str]:
+    """What no training could have written."""
+    step, steps = header.step, header.settings.steps
+    if step > steps or (step == steps and not header.stopped):
+        yield f"its step {step} is beyond the {steps} of its training"
+    if not header.history:
+        yield "it holds no evaluation"
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            yield f"{name} holds a number that is not finite"
+
+
+CHECKPOINT_FILE = SealedTensors(
+    CheckpointHeader,
+    "offramp_training",
+    "the checkpoint {name} is damaged",
+    contradictions=_contradictions,
+)
+
+
+ANEW = "remove it: the same command trains again from the start"
+"""What to do about a damaged one."""
 
 
 def write_checkpoint(path: Path, progress: Progress, key: str) -> None:
@@ -222,40 +248,26 @@ def write_checkpoint(path: Path, progress: Progress, key: str) -> None:
 def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | None:
     """The progress that was written, its tensors on a device; None if there is none of this training.
 
+
     Raises DamagedFileError if its bytes changed.
     """
     if not path.is_file():
         return None
-    fix = "remove it: the same command trains again from the start"
-    header, arrays = CHECKPOINT_FILE.read(path, fix)
+    header, arrays = CHECKPOINT_FILE.read(path, ANEW)
     if header.key != key:
         return None
-    for contradiction in _contradictions(header, arrays):
-        raise CHECKPOINT_FILE.damaged(path, contradiction, fix)
     # Copied: what is computed with must lie as freshly made tensors do, or last digits may differ.
     tensors = {name: torch.from_numpy(array).clone().to(device) for name, array in sorted(arrays.items())}
     try:
         losses = [float.fromhex(loss) for loss in header.best_loss]
     except (ValueError, OverflowError) as error:  # sealed, but by another program
-        raise CHECKPOINT_FILE.foreign(path, error, fix) from error
+        raise CHECKPOINT_FILE.foreign(path, error, ANEW) from error
 
     weights = [
         Weights(**{part: under(f"{place}.{part}.", tensors) for part in TENSORS}, best_loss=loss)
         for place, loss in enumerate(losses)
     ]
     return Progress(header.settings, weights, tensors.get(VOCABULARY), **_course(header))
-
-
-def _contradictions(header: CheckpointHeader, arrays: Arrays) -> Iterator[str]:
-    """What no training could have written."""
-    step, steps = header.step, header.settings.steps
-    if step > steps or (step == steps and not header.stopped):
-        yield f"its step {step} is beyond the {steps} of its training"
-    if not header.history:
-        yield "it holds no evaluation"
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            yield f"{name} holds a number that is not finite"
 
 
 def under(prefix: str, tensors: Parameters) -> dict[str, Tensor]:
@@ -381,6 +393,10 @@ class TrainingLoop:
         progress = None
         if self.checkpoint is not None:
             progress = read_checkpoint(self.checkpoint, self.key, self.problem.device)
+            if progress and [part.shapes for part in progress.weights] != [
+                part.shapes for part in self._initial()
+            ]:
+                raise CHECKPOINT_FILE.damaged(self.checkpoint, "its tensors are of another training", ANEW)
         progress = progress or self._begin()
         with with_threads(progress.settings.threads):
             self._train(progress, on_start(progress))
@@ -390,13 +406,16 @@ class TrainingLoop:
         if self.checkpoint is not None:
             write_checkpoint(self.checkpoint, progress, self.key)
 
+    def _initial(self) -> list[Weights]:
+        return [
+            Weights.of({name: tensor.to(self.problem.device) for name, tensor in sorted(initial.items())})
+            for initial in self.problem.initial()
+        ]
+
     def _begin(self) -> Progress:
         """The start, evaluated; minutes become steps now and never again."""
         started, device = time.perf_counter(), self.problem.device
-        weights = [
-            Weights.of({name: tensor.to(device) for name, tensor in sorted(initial.items())})
-            for initial in self.problem.initial()
-        ]
+        weights = self._initial()
         precision: Any = self.effort.precision
         if precision == "auto":
             precision = usual_precision(device.type)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from offramp.heads.file import heads_path
-from offramp.kit.numbers import Count, NotNegative, Whole
+from offramp.kit.numbers import Count, NotNegative, Number, Proportion, Whole
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.training_record import TRAINING_FILE
 from offramp.training.recipe import Recipe
@@ -38,7 +38,7 @@ class Evaluation:
 
     loss: float
     """Mean KL(p_L || p_exit), nats."""
-    agreement: float
+    agreement: Proportion
     """Share of tokens whose best token is the full model's."""
     leaving: tuple[float, ...]
     """Share of all tokens that could leave there at each of FLOORS, the surest first, by the exit's own
@@ -78,11 +78,11 @@ class Evaluated:
 class Seconds:
     """What each part took."""
 
-    states: float
+    states: NotNegative
     """Caching them, and before that the model's answers, where it writes the text itself."""
-    training: float
+    training: NotNegative
     """With its evaluations."""
-    heads: float
+    heads: NotNegative
     """Classifiers and K,V maps."""
 
     @property
@@ -95,8 +95,8 @@ class Seconds:
 class Spent:
     """What trainings took, one after the other: seconds, and tokens that they read."""
 
-    seconds: float = 0.0
-    tokens: int = 0
+    seconds: NotNegative = 0.0
+    tokens: Whole = 0
 
     def __add__(self, other: Spent) -> Spent:
         return Spent(self.seconds + other.seconds, self.tokens + other.tokens)
@@ -106,15 +106,15 @@ class Spent:
 class ReadRows:
     """What was read."""
 
-    tokens: int
+    tokens: Whole
     """Planned rows."""
-    documents: int
-    held_out_documents: int
-    fit: int
+    documents: Whole
+    held_out_documents: Whole
+    fit: Whole
     """Rows to train on."""
-    held_out: int
+    held_out: Whole
     """Held-out rows in figures."""
-    states_bytes: int
+    states_bytes: Whole
     allowed: int | None = None
     """Tokens that might be read, fewer than asked for where the minutes allowed no more; None if any."""
 
@@ -159,7 +159,7 @@ class TrainingRecord(Left):
     """What was asked for, and of which model and texts."""
     settings: Settings
     rows: ReadRows
-    steps: int
+    steps: Whole
     """That were taken."""
     stopped: str
     """Why no further."""
@@ -206,7 +206,7 @@ class TrainingIdentity:
     classifiers: bool
     """Whether they are fitted afterwards."""
     kv_maps: bool
-    short_list: int
+    short_list: Whole
     """Its tokens."""
     device: str
     code: str
@@ -220,9 +220,9 @@ class Judged:
     """A policy on documents that nothing was chosen on."""
 
     policy: str
-    agreement: float
-    seconds_per_token: float
-    saved: float
+    agreement: Proportion
+    seconds_per_token: NotNegative
+    saved: Number
     """Share of the full model's seconds."""
 
 
@@ -230,11 +230,11 @@ class Judged:
 class GateCourse:
     """How a training of gates went."""
 
-    multiplier: float
+    multiplier: NotNegative
     """Lambda in the end."""
-    seconds: tuple[float, ...]
+    seconds: tuple[NotNegative, ...]
     """By evaluation, of a token on the documents apart, at the floor."""
-    disagreement: tuple[float, ...]
+    disagreement: tuple[Proportion, ...]
     """By evaluation, there, hard at 0.5, before anything is moved."""
 
 
@@ -245,24 +245,24 @@ class GateRecord(GateCourse):
     Both are chosen on the same documents and judged on held-out ones.
     """
 
-    exits: tuple[int, ...]
+    exits: tuple[Count, ...]
     """Of the gates."""
     machine: str
-    floor: float
+    floor: Proportion
     kv: str
-    seed: int
-    rows: tuple[int, int, int]
+    seed: Whole
+    rows: tuple[Whole, Whole, Whole]
     """Tokens to learn from, to choose by and to judge on."""
     gate: Judged
     """With one threshold of 0.5."""
     thresholds: Judged
     """The fastest of a network that predicts agreement, alike or one per exit, on any set of the exits."""
-    plain: float
+    plain: NotNegative
     """Seconds of a token of the full model."""
-    tokens: int
+    tokens: Whole
     """That were read."""
-    steps: int
-    took: tuple[float, float]
+    steps: Whole
+    took: tuple[NotNegative, NotNegative]
     """Seconds of reading the exits (with the model's answers, if it wrote any), and of training."""
     heads: str
     """The fingerprint of their file."""

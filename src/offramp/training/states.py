@@ -14,6 +14,7 @@ from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.files import write_atomically
+from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.sealed_tensors import HEADER_BYTES, STREAMED, SealedTensors, StreamedBytes
 from offramp.models.model import Model
 from offramp.models.shape import ELEMENT_BYTES
@@ -34,9 +35,9 @@ class States:
     layers: tuple[int, ...]
     dtype: str
     """Of the numbers."""
-    seconds: float
+    seconds: NotNegative
     """That making both files took."""
-    tokens: int
+    tokens: Whole
     """That the rows were planned for."""
 
 

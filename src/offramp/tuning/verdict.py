@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from offramp.defaults import BYTES, LOCAL, MAIN_FLOOR
-from offramp.kit.numbers import Whole
+from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved, PositiveOf, ShareOf
 from offramp.policies.policy import ExitPolicy
@@ -46,7 +46,7 @@ class Speed:
     """Its name, "bytes moved" where no machine was given."""
     at_hand: bool
     """Whether the machine could have been asked: a prediction then only shows that something is too slow."""
-    seconds: float | None = None
+    seconds: NotNegative | None = None
     """That the measurement took, None if not known."""
 
 

@@ -24,7 +24,7 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.code import code_of
 from offramp.kit.given import given_of, prompt_of
-from offramp.kit.numbers import Count, Whole
+from offramp.kit.numbers import MOST_RUNS, Count, Whole
 from offramp.kit.output_folder import OutputFolder
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import device_name, free_bytes
@@ -198,9 +198,16 @@ def _contradictions(kept: KeptExecutions) -> Iterator[str]:
             yield f"{one.document} has no answer"
         if any(exit > one.exits[0] for exit in one.exits):
             yield f"{one.document} has an exit deeper than {one.exits[0]}, the last layer"
+        if one.layers_executed > sum(one.exits) * MOST_RUNS:
+            yield f"{one.document} has {one.layers_executed} layers for {len(one.answer)} tokens"
 
 
-FILE = SealedFile(KeptExecutions, "{name} is damaged", "nothing: it is decoded again")
+FILE = SealedFile(
+    KeptExecutions,
+    "{name} is damaged",
+    "nothing: it is decoded again",
+    contradictions=_contradictions,
+)
 EXECUTIONS_FOLDER: OutputFolder[None] = OutputFolder(
     what="decoded documents",
     own=lambda folder: {},  # files of others beside them are in nothing's way
@@ -300,8 +307,6 @@ class ExecutionStore:
             kept = FILE.read(path)
             if sha256_of_text(canonical_json(kept.request)) != key:
                 raise FILE.damaged(path, "it answers another request")
-            for contradiction in _contradictions(kept):
-                raise FILE.damaged(path, contradiction)
         except DamagedFileError as error:
             print(f"offramp: decoded again: {error.what}", file=sys.stderr)
             return None
