@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import write_json_atomically, write_sealed_json
+from offramp.files import SEAL, write_json_atomically, write_sealed_json
 from offramp.heads.file import TRAINING_FILE, UNDER_WAY
 from offramp.heads.trained_model import TrainedOn, trained_on
 
@@ -38,11 +38,19 @@ def test_a_record_that_was_changed_or_is_not_there_yet_is_no_licence(tmp_path: P
     (tmp_path / UNDER_WAY[0]).write_bytes(b"")
     with pytest.raises(InputError, match="has not ended"):
         trained_on(model_in(tmp_path))
-    write_sealed_json(tmp_path / TRAINING_FILE, RECORD)
     file = tmp_path / TRAINING_FILE
-    file.write_text(file.read_text(encoding="utf-8").replace('"b"', '"c"'), encoding="utf-8")
-    with pytest.raises(DamagedFileError, match="what was trained here, and on what, is damaged"):
-        trained_on(model_in(tmp_path))
+    for entry, changed in (
+        ('"b"', '"c"'),
+        ('"training"', '"trainiNg"'),
+        ('"kind"', '"kinD"'),
+        (SEAL, "sha255"),
+    ):
+        write_sealed_json(file, RECORD)
+        whole = file.read_text(encoding="utf-8")
+        assert entry in whole
+        file.write_text(whole.replace(entry, changed), encoding="utf-8")
+        with pytest.raises(DamagedFileError, match="what was trained here, and on what, is damaged"):
+            trained_on(model_in(tmp_path))
     file.write_text("{", encoding="utf-8")
     with pytest.raises(DamagedFileError, match="damaged"):
         trained_on(model_in(tmp_path))

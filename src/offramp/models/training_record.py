@@ -34,13 +34,15 @@ def read_training(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record = read_json(path, object, lenient=True)
-        if not isinstance(record, dict) or record.get("kind") not in (OTHERS, EXITS, GATES):
+        if not isinstance(record, dict):
             return None
-        if record.get(SEAL) != seal_of(record):
+        known = record.get("kind") in (OTHERS, EXITS, GATES)
+        # A changed one of ours may have lost its kind, or its seal.
+        if (known or SEAL in record) and record.get(SEAL) != seal_of(record):
             raise ValueError
     except (OSError, ValueError) as error:
         raise damaged_record(path) from error
-    return record
+    return record if known else None
 
 
 OWN_ENTRIES = ("documents", "heads", "kind", "model", "request", SEAL, "texts")
