@@ -79,6 +79,7 @@ def make_trace(
     facts["max_prob"] = sure.astype(np.float32)
     facts["margin"] = (sure * sure).astype(np.float32)
     facts["entropy"] = (3.0 * (1.0 - sure)).astype(np.float32)
+    facts["final_logprob"] = -facts["final_logprob"]
     facts.update(given)
     return Trace.from_facts(
         facts,

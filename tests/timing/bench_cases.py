@@ -85,6 +85,7 @@ class Fake:
     stepping: bool = True
     note: str | None = None
     full_depth: bool = False
+    short_list: bool = False
     prompts_seen: list[int] = field(default_factory=list)
 
     def start(self, prompts: PromptBatch, new_tokens: int) -> Running:
@@ -97,7 +98,8 @@ class Fake:
     @property
     def decoder(self) -> Decoder:
         way = {"start": self.start} if self.stepping else {"whole": self.whole}
-        return Decoder(self.name, self.role, **way, note=self.note, full_depth=self.full_depth)  # type: ignore[arg-type]
+        about = {"note": self.note, "full_depth": self.full_depth, "short_list": self.short_list}
+        return Decoder(self.name, self.role, **way, **about)  # type: ignore[arg-type]
 
     def whole(self, prompts: PromptBatch, new_tokens: int) -> DecodedBatch:
         """At a stretch."""

@@ -419,7 +419,7 @@ def test_a_short_measurement_has_what_a_verdict_and_forecasts_need() -> None:
     names = {one.name for one in found.result.contenders}
     assert {NEVER, GENERATE, ONE_CALL} < names
     assert STATIC_CACHE not in names
-    assert {len(one.samples) for one in timed(found.result)} == {4}
+    assert {len(one.samples) for one in timed(found.result) if one.role != "a/a"} == {4}
     assert [one.name for one in timed(found.result, "peer")] == [LOOKUP]
     cut = found.result.contender(str(CUT_HEAD))
     assert (cut.role, cut.left_out) == ("short list", "the short list holds the whole vocabulary")

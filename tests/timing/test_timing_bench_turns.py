@@ -17,7 +17,7 @@ from offramp.errors import InputError, OfframpError
 from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL
 from offramp.timing.decoder import batches_of
 from offramp.timing.session import MARGIN, choose_plain, given_plain
-from offramp.timing.stopping import ALPHA, LOOK_SPENDS, Budget
+from offramp.timing.stopping import ALPHA, FEWEST_TO_BEAT, LOOK_SPENDS, Budget
 from offramp.timing.turns import (
     BLOCK,
     FEW_TOKENS,
@@ -218,6 +218,45 @@ def test_prompts_are_visited_around_and_around(clock: Clock) -> None:
     timed(turns_of(one, Fake(clock, "a", 0.1), rounds=2))
     lengths = [prompt.ids.shape[1] for prompt in PROMPTS]
     assert one.prompts_seen == lengths * 2
+
+
+def test_in_a_race_what_is_shown_to_be_slower_takes_no_further_part(clock: Clock) -> None:
+    """Behind another whose output is the full model's: one with a short list may keep no floor at all."""
+    fakes = {
+        "slow": Fake(clock, "slow", 0.2, role="plain"),
+        "lookup": Fake(clock, "lookup", 0.15, role="peer", full_depth=True),
+        "cut": Fake(clock, "cut", 0.05, role="short list", full_depth=True, short_list=True),
+        "as fast": Fake(clock, "as fast", 0.1, role="peer", full_depth=True),
+        "policy": Fake(clock, "policy", 0.3),
+    }
+    rounds = -(-2 * FEWEST_TO_BEAT // len(PROMPTS))
+    turns = turns_of(plain(clock), *fakes.values(), rounds=rounds, races=True)
+    timed(turns)
+    assert turns.beaten == {"slow": PLAIN, "lookup": PLAIN}
+    visits = {name: len(fake.prompts_seen) for name, fake in fakes.items()}
+    assert visits.pop("slow") == visits.pop("lookup") == FEWEST_TO_BEAT
+    assert set(visits.values()) == {rounds * len(PROMPTS)}
+    assert turns.plain == PLAIN
+
+
+def test_without_a_race_everybody_is_timed_to_the_end(clock: Clock) -> None:
+    slow = Fake(clock, "slow", 0.2, role="plain")
+    turns = turns_of(plain(clock), slow, Fake(clock, "a", 0.1), rounds=2)
+    timed(turns)
+    assert (turns.beaten, len(slow.prompts_seen)) == ({}, 2 * len(PROMPTS))
+
+
+def test_what_needs_not_be_beaten_is_no_rival(clock: Clock) -> None:
+    """An answer waits for the rivals that are left alone."""
+    turns = turns_of(
+        plain(clock), Fake(clock, "slow", 0.2, role="plain"), Fake(clock, "a", 0.05),
+        rounds=4, races=True,
+    )  # fmt: skip
+    timed(turns)
+    assert turns.series["a"].is_over(0.05)
+    over = turns.series["a"].over_plain()
+    assert over is not None
+    assert over.value == pytest.approx(2.0)
 
 
 def test_a_second_round_refines_the_clusters_and_adds_none(clock: Clock) -> None:

@@ -220,7 +220,7 @@ def test_what_fails_its_test_is_not_given() -> None:
     trace = easy_and_hard(100)
     wrong = ~np.isin(trace.document, split_roles(trace, 0).search)
     top1 = trace.fact("top1").copy()
-    top1[wrong, :5] = 1
+    top1[wrong, :5] = 0
     facts = {
         name: trace.fact(name) for name in ("max_prob", "margin", "entropy", "hidden_cosine_to_previous")
     }

@@ -23,7 +23,7 @@ def easy_and_hard(documents: int = 300, *, seed: int = 0, head: int = 20, wrong:
         tokens=tokens,
         documents=documents,
         shape=make_shape(head=head),
-        top1=np.where(agrees, 7, 1).astype(np.int32),
+        top1=np.where(agrees, 1, 0).astype(np.int32),
         max_prob=sure.astype(np.float32),
         margin=(sure**2).astype(np.float32),
         entropy=(1 - sure).astype(np.float32),

@@ -207,10 +207,12 @@ class Extent:
     """Decoded by each before anything is counted."""
     beside: tuple[Parts, ...] = ()
     """What a user allows besides: combinations of accelerations without exits, some on another model."""
+    races: bool = False
+    """Whether what has no exits is timed only until it is shown to be slower than another such."""
 
 
 WITHOUT_PEERS = Extent(PLAIN_DECODERS)
-SHORT = Extent((CUT, NEVER, DYNAMIC, WHOLE, LOOKUP))
+SHORT = Extent((CUT, NEVER, DYNAMIC, WHOLE, LOOKUP), races=True)
 """What a verdict and forecasts need: whatever is without exits."""
 
 

@@ -215,6 +215,11 @@ class Decoder:
         """As a contender's."""
         return self.role == PLAIN or self.full_depth
 
+    @property
+    def exact(self) -> bool:
+        """Whether what it writes is the full model's, but for ties."""
+        return self.role == PLAIN or (self.full_depth and not self.short_list and self.on is None)
+
     def decode(self, prompts: PromptBatch, new_tokens: int) -> DecodedBatch:
         """So many new tokens after each prompt, one after the other. Raises what the decoder raises."""
         if self.start is None:

@@ -30,7 +30,7 @@ from offramp.timing.forecast import counted_plain, counted_policy, records_of
 from offramp.timing.ratios import ONE, Pair, cluster_of, ratio_of, seconds_over
 from offramp.timing.results import NO_TIME, PLAIN, Contender, Counted
 from offramp.timing.stopping import Budget, TimeLimits, answer_of, resolution_of
-from offramp.timing.turns import Turns, Visit, pairs_of, visit
+from offramp.timing.turns import RARELY, Turns, Visit, pairs_of, visit
 from offramp.tracing.progress import say
 
 SPARE = 1.25
@@ -336,6 +336,7 @@ class Session:
             self.limits.worth,
             self.limits.rounds,
             self._together,
+            self.extent.races,
         )
         self._turns.take(
             self._budget,
@@ -397,7 +398,8 @@ class Session:
         piloted = sum(self._seconds_for(one, min(tokens, PILOT_TOKENS)) for one in plain)
         in_turns = [one for one in self.decoders if one.role != PLAIN or one.start is not None]
         again = max(self._seconds_for(one, tokens) for one in plain)
-        visit = again + sum(self._seconds_for(one, tokens) for one in in_turns)
+        visit = sum(self._seconds_for(one, tokens) for one in in_turns)
+        visit += again / (RARELY if self.extent.races else 1)
         return PILOT_VISITS * piloted + visits * visit + self._afterwards(min(visits, there))
 
     def _seconds_for(self, decoder: Decoder, new_tokens: int) -> float:
@@ -474,6 +476,10 @@ class Session:
         circumstances = describe(self.setting.model, self._load, {**own, **further})
         batches = {place for place, _ in turns.visits}
         said = [decoder.note for decoder in self.decoders if decoder.note is not None]
+        said += [
+            f"{name} was slower than {faster} on {len(self.decoded[name])} prompts, and was timed on no more"
+            for name, faster in turns.beaten.items()
+        ]
         return {
             "contenders": contenders,
             "new_tokens": self.setting.new_tokens,
@@ -508,7 +514,7 @@ class Session:
             ratio=ratio,
             resolution=resolution_of(ratio),
             level=series.level,
-            clusters=series.clusters(over),
+            clusters=() if name in turns.beaten else series.clusters(over),
             samples=tuple(decoded.seconds_per_token for _, decoded in timed),
             first_token_seconds=median(decoded.first_seconds for _, decoded in timed),
             counted=self._counted(decoder, [decoded for _, decoded in timed]),

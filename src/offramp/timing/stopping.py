@@ -24,6 +24,10 @@ PRECISE = 0.015
 """Half-width at which nothing more is timed: 1.5 %."""
 
 
+FEWEST_TO_BEAT, BEATEN = 4, 0.98
+"""Prompts, and the level of an interval, that show a decoder without exits to be slower than another such."""
+
+
 LOOK_AT, LOOK_SPENDS = (0.35, 0.65), (0.1, 0.2)
 """Shares of the budget at which is looked, and what each look may spend of ALPHA; the last has the rest."""
 
@@ -161,12 +165,13 @@ class Budget:
 class PairedTimes:
     """Times of one contender beside each decoder without exits that it took turns with, by prompt.
 
-    plain: names of those that decode plainly. level: of the last look's interval, 0.95 before any.
+    plain: names of those that decode plainly. beaten: of those that are no rivals any more, whoever adds to
+    them. level: of the last look's interval, 0.95 before any.
     """
 
-    def __init__(self, plain: Collection[str]) -> None:
+    def __init__(self, plain: Collection[str], beaten: Collection[str] = ()) -> None:
         self.level = LEVEL
-        self._plain = plain
+        self._plain, self._beaten = plain, beaten
         self._pairs: dict[str, dict[int, list[Pair]]] = {}
 
     def add(self, over: str, prompt: int, pairs: Sequence[Pair]) -> None:
@@ -188,7 +193,7 @@ class PairedTimes:
 
     def over_plain(self, fastest: str | None = None) -> Estimate[float] | None:
         """Seconds of the fastest plain decoder over its own, as `over_fastest`; None before any pair."""
-        return self._over([name for name in self._pairs if name in self._plain], fastest)
+        return self._over([name for name in self._rivals if name in self._plain], fastest)
 
     def is_over(self, worth: float) -> bool:
         """Whether nothing more need be timed.
@@ -196,10 +201,22 @@ class PairedTimes:
         Its speed over plain decoding, and over whatever needs no early exit, are settled, or precise, on as
         many prompts as an answer needs.
         """
-        if any(len(pairs_of) < FEWEST_PROMPTS for pairs_of in self._pairs.values()):
+        if any(len(self._pairs[name]) < FEWEST_PROMPTS for name in self._rivals):
             return False
-        ratios = self.over_plain(), self._over(list(self._pairs))
+        ratios = self.over_plain(), self._over(self._rivals)
         return all(ratio is not None and (is_settled(ratio, worth) or is_precise(ratio)) for ratio in ratios)
+
+    def is_beaten_by(self, other: str) -> bool:
+        """Whether it is shown, at `BEATEN`, to be slower than another one."""
+        clusters = self.clusters(other)
+        if len(clusters) < FEWEST_TO_BEAT:
+            return False
+        high = ratio_of(clusters, BEATEN).high
+        return high is not None and high < 1.0
+
+    @property
+    def _rivals(self) -> list[str]:
+        return [name for name in self._pairs if name not in self._beaten]
 
     def _over(self, names: Sequence[str], fastest: str | None = None) -> Estimate[float] | None:
         found = over_fastest(names, self._ratio, self.level, fastest=fastest)

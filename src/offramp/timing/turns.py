@@ -14,7 +14,7 @@ from offramp.decoding.generation.prompts import PromptBatch
 from offramp.defaults import FEWEST_VISITS, SEED
 from offramp.timing.decoder import DecodedBatch, Decoder, Stepping
 from offramp.timing.ratios import Pair
-from offramp.timing.results import PLAIN, Stopped
+from offramp.timing.results import A_A, PLAIN, Stopped
 from offramp.timing.stopping import Budget, Looks, PairedTimes
 
 BLOCK, SHORT_BLOCK = 8, 4
@@ -90,7 +90,7 @@ def _no_collection() -> Iterator[None]:
 
 RARELY = 2
 """A peer that decodes at a stretch takes part in one of so many visits, unless it is what early exit has to
-be faster than."""
+be faster than; in a race so does a plain decoder's second time."""
 
 
 @dataclass
@@ -110,6 +110,11 @@ class Turns:
     """How often each batch is visited, at most; None for no limit."""
     together: bool = False
     """Whether all of them are timed until all are answered; else each only until its own is."""
+    races: bool = False
+    """Whether a decoder without exits takes no further part once it is shown to be slower than another one:
+    it can no longer be what early exit has to be faster than."""
+    beaten: dict[str, str] = field(default_factory=dict)
+    """Those, each with the one that is faster."""
     visits: list[tuple[int, Visit]] = field(default_factory=list)
     """The place of each batch that was visited, and what came of it."""
     answered: set[str] = field(default_factory=set)
@@ -124,7 +129,8 @@ class Turns:
         self._plain = plain if self.given is None else [self.given]
         at_depth = [decoder.name for decoder in self.decoders if decoder.full_depth]
         self._rivals = {*self._plain, *at_depth}
-        self.series = {decoder.name: PairedTimes(self._plain) for decoder in self.decoders}
+        self._stays = next((decoder.repeats for decoder in self.decoders if decoder.role == A_A), None)
+        self.series = {decoder.name: PairedTimes(self._plain, self.beaten) for decoder in self.decoders}
 
     def take(
         self,
@@ -175,15 +181,28 @@ class Turns:
                 self.series[decoder.name].add(other, place, pairs)
         self.visits.append((place, found))
         self.seconds += budget.spent - began
+        if self.races:
+            self._drop_beaten()
+
+    def _drop_beaten(self) -> None:
+        """Note which decoders without exits are shown to be slower than another one, whose output is the full
+        model's: whether others keep a floor is not known yet."""
+        exact = [decoder.name for decoder in self.decoders if decoder.name in self._rivals and decoder.exact]
+        for name in sorted(self._rivals - {self._stays, *self.beaten}):
+            others = (other for other in exact if other not in {name, *self.beaten})
+            faster = next((other for other in others if self.series[name].is_beaten_by(other)), None)
+            if faster is not None:
+                self.beaten[name] = faster
 
     def _taking_part(self) -> list[Decoder]:
-        skipped = set(self.answered) - self._rivals
+        skipped = (set(self.answered) - self._rivals) | set(self.beaten)
         # Every second prompt, and in the next round the others.
         if sum(divmod(len(self.visits), len(self.prompts))) % RARELY:
             skipped |= {
                 decoder.name
                 for decoder in self.decoders
-                if decoder.start is None and decoder.role == "peer" and not decoder.without_exits
+                if (decoder.start is None and decoder.role == "peer" and not decoder.without_exits)
+                or (self.races and decoder.role == A_A)
             }
         return [decoder for decoder in self.decoders if decoder.name not in skipped]
 
@@ -191,7 +210,9 @@ class Turns:
     def plain(self) -> str:
         """The plain decoder that all are held against: the fastest so far, unless it was given."""
         first = self._plain[0]
-        speeds = {name: self.series[name].ratio(first) for name in self._plain[1:]}
+        speeds = {
+            name: self.series[name].ratio(first) for name in self._plain[1:] if name not in self.beaten
+        }
         known = {name: speed.value for name, speed in speeds.items() if speed is not None}
         return max([first, *known], key=lambda name: known.get(name, 1.0))
 
