@@ -14,6 +14,7 @@ import pytest
 from offramp.costs.machine import Roofline
 from offramp.errors import InputError, PolicyError
 from offramp.policies.decisions import replay_decisions
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import ReplayResult, replay
 from offramp.policies.rules.fixed import Never, StaticExit
@@ -287,6 +288,14 @@ def test_documents_of_another_workload_that_share_text_are_refused_or_left_out(t
     assert any("5 documents were left out" in note for note in found.notes)
     assert not any("by their ids alone" in note for note in found.notes)
     assert any("by their ids alone" in note for note in predict(tuned_policy(), trace).notes)
+
+
+def test_the_full_model_needs_no_documents_of_its_own() -> None:
+    """It keeps all of its own choices, on the documents that tuning used too."""
+    found = predict(replace(tuned_policy(), policy=PLAIN_DECODING), a_trace())
+    assert (found.agreement.value, found.net_speedup.value) == (1.0, 1.0)
+    assert found.documents == len(a_trace().documents)
+    assert not any("left out" in note for note in found.notes)
 
 
 def test_documents_that_tuning_used_are_refused_or_left_out() -> None:

@@ -210,9 +210,7 @@ class Turns:
     def plain(self) -> str:
         """The plain decoder that all are held against: the fastest so far, unless it was given."""
         first = self._plain[0]
-        speeds = {
-            name: self.series[name].ratio(first) for name in self._plain[1:] if name not in self.beaten
-        }
+        speeds = {name: self.series[name].ratio(first) for name in self._plain[1:] if name not in self.beaten}
         known = {name: speed.value for name, speed in speeds.items() if speed is not None}
         return max([first, *known], key=lambda name: known.get(name, 1.0))
 

@@ -19,7 +19,7 @@ from offramp.kit.numbers import Count, Whole
 from offramp.policies.binding import base_of, check_same_maps, require_base
 from offramp.policies.charge import Units, run_of
 from offramp.policies.decisions import task_of
-from offramp.policies.figures import shared_fields
+from offramp.policies.figures import PLAIN_DECODING, shared_fields
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv import STRATEGIES, maps_charged
 from offramp.policies.names import StrategyName
@@ -206,9 +206,11 @@ def predict(
     decides = named.policy if isinstance(named, Tuned) else named
     if tuned is not None:
         require_base(tuned.model, decides, trace)
-        if not unseen:
-            require_disjoint(trace, tuned.tuned_on)
-    judged, left_out = _usable(trace, tuned)
+    # The full model keeps all of its own choices, whatever was chosen on these documents.
+    certain = decides == PLAIN_DECODING and (tuned is None or tuned.floor.kind == "agreement")
+    if tuned is not None and not unseen and not certain:
+        require_disjoint(trace, tuned.tuned_on)
+    judged, left_out = (trace, 0) if certain else _usable(trace, tuned)
     machine = None if hardware is None else machine_for(trace, hardware)
     # Bytes are counted one way only.
     as_tuned = None if machine is None else tuned
