@@ -36,9 +36,9 @@ from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.held_out import TUNED_DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import TuningJob
 from offramp.tuning.pool import Pool, front_of
-from offramp.tuning.proposals import CONCEIVABLE, FORETOLD, TARGETS, PricesOf, Proposals, Proposed
+from offramp.tuning.proposals import FORETOLD, TARGETS, PricesOf, Proposals, Proposed
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
-from offramp.tuning.verdict import judged_policy
+from offramp.tuning.verdict import CONCEIVABLE, judged_policy
 from offramp.tuning.verdict_words import executed_answer
 
 PER_NEEDED = 4

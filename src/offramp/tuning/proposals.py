@@ -41,11 +41,6 @@ FORETOLD = 0.8
 given one, and leaves more often (SmolLM2: 1.051 and 1.084 x were measured as 1.127 and 1.209);
 and prices differ by 1 % from one profile to the next."""
 
-CONCEIVABLE = 0.5
-"""Share of the worth by prediction from which on the fastest that keeps the floor is tried where nothing that
-does reaches `FORETOLD`: the same policy was foretold 1.044 x by one profile and less than 1.040 by the next,
-and measured as 1.10."""
-
 CHALLENGERS = 4
 """Policies that gain what is worth it and are rerun to see which of them loses least."""
 

@@ -24,6 +24,11 @@ Lack = Literal["interval", "time", "data"]
 Outcome = Literal["pays", "does not pay", "interval", "time", "data"]
 """A decision, or what is lacking for one."""
 
+CONCEIVABLE = 0.5
+"""Share of the worth by prediction from which on a policy may be worth it when it is decoded: the same policy
+was foretold 1.044 x by one profile and less than 1.040 by the next, and measured as 1.10. The fastest that
+keeps the floor is tried from there on; less, and a prediction refuses."""
+
 INCONCLUSIVE: Decision = "inconclusive"
 
 
@@ -178,7 +183,8 @@ def decide(
     credit: speed over the best decoder without exits, of the candidate that is certified, or may yet be; None
     without one. certified: whether its executed agreement is certified at the floor. refuted: whether no
     policy that could gain what is worth it keeps the floor, as tried. fastest: whether no bolder candidate is
-    still to be tested.
+    still to be tested. On the machine at hand a prediction refuses below `CONCEIVABLE` of the worth: more may
+    come out when it is decoded.
 
     "pays": certified, and the lower limit of a measured credit exceeds 1 + worth, or of a predicted one where
     the machine is not at hand. "does not pay": refuted, or the upper limit of the fastest candidate's credit
@@ -186,9 +192,11 @@ def decide(
     the interval. "time": something was not decoded or not timed. (`settle` says "data" in its place where the
     documents could not have certified anything.)
     """
-    if refuted or (fastest and credit is not None and credit.high is not None and credit.high < 1.0 + worth):
+    foretold = credit is not None and credit.how == "predicted" and credit.at_hand
+    enough = CONCEIVABLE * worth if foretold else worth
+    if refuted or (fastest and credit is not None and credit.high is not None and credit.high < 1.0 + enough):
         return "does not pay"
-    if not certified or credit is None or (credit.how == "predicted" and credit.at_hand):
+    if not certified or credit is None or foretold:
         return "time"
     if credit.low is not None and credit.low > 1.0 + worth:
         return "pays"
