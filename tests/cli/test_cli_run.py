@@ -375,7 +375,9 @@ def test_a_model_that_cannot_generate_still_gets_its_report(
     monkeypatch.setattr("offramp.timing.local_profile.measure_hardware", fails)
     monkeypatch.setattr("offramp.decoding.engine.build.engine_of", fails)
     work = f"jsonl:{documents}#text"
-    run_offramp("run", tiny_model, "-w", work, "--tokens", 60, "-o", tmp_path / "run").require(0)
+    shown = run_offramp("run", tiny_model, "-w", work, "--tokens", 60, "-o", tmp_path / "run").require(0)
+    said = "speeds are in bytes moved from here on, since this machine cannot be timed: transformers cannot"
+    assert said in shown.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     jsonschema.validate(summary, summary_schema())
     assert summary["measured"]["plain_seconds_per_token"] is None

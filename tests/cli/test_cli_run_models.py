@@ -94,7 +94,9 @@ def streamed_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, una
         # Without timings that another test has kept of the same model.
         patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
         shown = run_offramp("run", tiny_model, "--stream", "--tokens", 200, "-o", folder).require(0)
-    assert "decoding needs all of the model's weights in memory" in " ".join(shown.out.split())
+    said = " ".join(shown.out.split())
+    why = "decoding needs all of the model's weights in memory"
+    assert f"This machine was not timed, so speeds are in bytes moved: {why}" in said
     return folder
 
 

@@ -500,9 +500,12 @@ def defect_notes(run: RunResult) -> list[str]:
 
 
 def wrong_with(run: RunResult) -> list[str]:
-    """What went wrong in a run, which a reader of the answer has to know: defects, what was left out."""
+    """What went wrong in a run, which a reader of the answer has to know: no timing, defects, what was left
+    out."""
     not_decoded = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
-    return [*defect_notes(run), *not_decoded, *lost_documents(run)]
+    why = run.provenance.get("machine_not_timed") if BYTES in bases(run) else None
+    in_bytes = [f"This machine was not timed, so speeds are in bytes moved: {why}."] if why else []
+    return [*in_bytes, *defect_notes(run), *not_decoded, *lost_documents(run)]
 
 
 def repair_note(run: RunResult) -> str:

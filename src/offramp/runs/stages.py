@@ -202,6 +202,12 @@ def require_documents(workloads: Sequence[Workload], floors: Sequence[float] = F
 OPTIONAL = {"profile": LOCAL, "heads": OWN}
 """Kinds of tasks that a run goes on without, by what it lacks then."""
 
+WITHOUT = {
+    "profile": "speeds are in bytes moved from here on, since this machine cannot be timed",
+    "heads": "there is no classifier of the hidden state from here on",
+}
+"""What a run without such a task is, in words."""
+
 ON_DISK = "decoding needs all of the model's weights in memory, and its layers stay on disk"
 UNANSWERED = (
     "it was not traced either: its prompts need answers, and a model whose layers stay on disk would "
@@ -436,6 +442,7 @@ class _StartedRun:
                     if self.given is not None and task.kind == "heads":
                         raise
                     self.unavailable[OPTIONAL[task.kind]] = error.what
+                    say(f"{WITHOUT[task.kind]}: {error.what}")
         return plan if self.unavailable == before else self.planned(kept=True)
 
     def do(self, task: Task, workload: str) -> None:
