@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from command_line import Outcome, run_offramp
+from offramp.errors import InputError
 from tiny_models import LAYERS, write_documents, write_gguf, write_granite
 
 Spoil = Callable[[Path], None]
@@ -520,3 +521,22 @@ def test_too_few_documents_are_refused_before_the_model_is_loaded(tiny_model: Pa
     assert "not enough documents" in error["what"]
     assert "has 1, and" in error["what"]
     assert "25 for 90 %, 48 for 95 %, 234 for 99 %" in error["what"]
+
+
+def test_what_lacks_documents_for_a_certificate_is_said_before_the_model_is_loaded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three floors share the chance of 0.1: (1 - risk)^n <= 1/30, and two documents beside."""
+    texts = "\n\n".join(f"text {number}: " + "the cat sat on the mat " * 40 for number in range(60))
+    (tmp_path / "some.txt").write_text(texts)
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise InputError("loaded")
+
+    monkeypatch.setattr("offramp.studies.work.trace.TraceWork.traced_model", stop)
+    said = run_offramp("run", tiny_model, "-w", f"txt:{tmp_path / 'some.txt'}", "-o", tmp_path / "out").err
+    before, loading = said.split("- loading")[:2]
+    assert "has 60 documents, and a certificate needs more: " in before
+    assert "69 for 95 %, " in before
+    assert " for 90 %" not in before
+    assert "loaded" in loading

@@ -199,6 +199,21 @@ def require_documents(workloads: Sequence[Workload], floors: Sequence[float] = F
             )
 
 
+def short_of_documents(study: Study, workloads: Sequence[Workload]) -> Iterator[str]:
+    """Which floors cannot be certified on a text, however little is lost: a sentence for each text."""
+    for workload in () if study.certify is None else workloads:
+        found = len(workload.documents)
+        needed = {floor: documents_for(floor, study.shared_delta) for floor in study.settings.floors}
+        listed = [
+            f"{count} for {whole_percent(floor)}" for floor, count in sorted(needed.items()) if found < count
+        ]
+        if listed:
+            yield (
+                f"{workload.name} has {found} documents, and a certificate needs more: {', '.join(listed)}; "
+                "there only a gain that is too small can settle the answer"
+            )
+
+
 OPTIONAL = {"profile": LOCAL, "heads": OWN}
 """Kinds of tasks that a run goes on without, by what it lacks then."""
 
@@ -364,6 +379,8 @@ class _StartedRun:
         if blocked is not None:
             raise ModelError(blocked, where=self.asked.name, fix="see offramp doctor")
         if self.asked.overwrite or not all(self.folder.is_done(task) for task in plan.tasks.values()):
+            for line in short_of_documents(self.study(), self.workloads):
+                say(line)
             with stage(f"loading {self.model_request.name} and checking its exits"):
                 model = self.model(tracing[0])
                 self.require_fitting(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +202,7 @@ class Expansion:
             "exits": "all" if settings.exits == "all" else tuple(exit_list(settings.exits)),
             "stream": study.streamed,
             "memory": room_of(study) if study.streamed else None,
-            "delta": self.shared_delta if study.inline else DELTA,
+            "delta": study.shared_delta if study.inline else DELTA,
         }
 
     def expand(self) -> None:
@@ -375,13 +374,6 @@ class Expansion:
 
     # --- the tasks
 
-    @property
-    def shared_delta(self) -> float:
-        """The chance that a certificate is wrong, shared by all that a headline may be about."""
-        study = self.study
-        axes = (study.models, study.transforms, study.workloads, study.readers, study.settings.floors)
-        return DELTA / math.prod(map(len, axes))
-
     def variant(self, model: str, transform: TransformEntry) -> StudyVariant:
         """A model of the study with what an entry of the axis does to it."""
         steps = steps_of(transform)
@@ -452,7 +444,7 @@ class Expansion:
         elif kind == CertifyWork.kind and certify is not None:
             # Installed later, it makes another task of what words were not counted of.
             counted_by = counter_version() if workload.used.kind == AUDIO.name else None
-            values = {**certify.model_dump(), "delta": self.shared_delta, "counted_by": counted_by}
+            values = {**certify.model_dump(), "delta": self.study.shared_delta, "counted_by": counted_by}
         elif kind == DecodeWork.kind and decode is not None:
             made_of += transforms_beside(decode)
             values = {**decode.model_dump(), "tried": tuple(step.text for step in made_of)}

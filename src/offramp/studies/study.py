@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from offramp.defaults import LOCAL
+from offramp.defaults import DELTA, LOCAL
 from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit import arguments
@@ -84,6 +85,12 @@ class Study(TomlTable):
     def name(self) -> str:
         """The study's name."""
         return self.settings.name
+
+    @property
+    def shared_delta(self) -> float:
+        """The chance that a certificate is wrong, shared by all that a headline may be about."""
+        axes = (self.models, self.transforms, self.workloads, self.readers, self.settings.floors)
+        return DELTA / math.prod(map(len, axes))
 
     @property
     def path(self) -> Path:
