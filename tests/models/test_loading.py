@@ -263,6 +263,8 @@ OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
         (number(UP, 3, 4, value=float("nan")), "model.layers.1.mlp.up_proj.weight holds NaN"),
         (weights(opposite_infinities), "model.norm.weight holds NaN or infinite"),
         (weights(lambda tensors: tensors.update({UP: tensors[UP].view(torch.int32)})), f"{UP} is I32, whole"),
+        (weights(lambda tensors: tensors.update({UP: tensors[UP] > 0})), f"{UP} is BOOL, truth values, and"),
+        (text("adapter_config.json", '{"peft_type": "LORA"}'), "the folder holds an adapter"),
         (
             OTHER_TOKENIZER,
             f"ids up to {VOCABULARY + 19}, the model's embedding has {VOCABULARY} rows",

@@ -129,6 +129,11 @@ def other_width(tensors: dict[str, Tensor]) -> None:
         tensors[name] = tensors[name][:, :-1].contiguous()
 
 
+def truths(tensors: dict[str, Tensor]) -> None:
+    for name in [name for name in tensors if "layers.2.mlp.up_proj" in name]:
+        tensors[name] = tensors[name] > 0
+
+
 def lost_norm(tensors: dict[str, Tensor]) -> None:
     tensors.pop("model.layers.2.input_layernorm.weight", None)
 
@@ -156,6 +161,7 @@ def lost_expert(tensors: dict[str, Tensor]) -> None:
     ("family", "damage", "what"),
     [
         ("llama", other_width, r"model.layers.2.mlp.up_proj.weight: there it is 96 x 64, here it is 96 x 63"),
+        ("llama", truths, r"model.layers.2.mlp.up_proj.weight is BOOL, truth values"),
         ("llama", lost_norm, r"lack 1 tensors .* first is model.layers.2.input_layernorm.weight"),
         ("llama", lost_head, r"lack 1 tensors .* first is lm_head.weight"),
         ("llama", another_layer, r"hold 1 tensors of layers .* first is model.layers.7.mlp.up_proj.weight"),

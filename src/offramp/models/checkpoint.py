@@ -169,6 +169,7 @@ def _check_index(index: Path, stored: dict[str, StoredTensor]) -> None:
 
 
 CONFIG_FILE = "config.json"
+ADAPTER_FILE = "adapter_config.json"
 MOST_COUNTED = 1_000_000
 """Heads, experts or labels that a config.json may state: some are made one by one, whatever the weights."""
 LONGEST_LIST = 10_000
@@ -253,9 +254,9 @@ def unfit_source(name: str, *, reads: Kind | None, given: Kind | None, where: st
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Check a model folder and return its config.json.
 
-    Raises ModelError for a folder without config.json, with code to run, with only pickle weights, with
-    safetensors files that are missing, truncated, whose header is damaged or that are not of one model, or
-    with a config that states sizes which the weights cannot have.
+    Raises ModelError for a folder without config.json, with an adapter, with code to run, with only pickle
+    weights, with safetensors files that are missing, truncated, whose header is damaged or that are not of
+    one model, or with a config that states sizes which the weights cannot have.
     """
     for path in folder.iterdir():
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -264,6 +265,12 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> dict[s
                 where=str(path),
                 fix="put the file itself there",
             )
+    if (folder / ADAPTER_FILE).exists():  # applied by transformers, by offramp's own reading not
+        raise ModelError(
+            f"the folder holds an adapter ({ADAPTER_FILE}), which is no part of a model's own files",
+            where=str(folder / ADAPTER_FILE),
+            fix="merge it into the model (PEFT's merge_and_unload, then save_pretrained), or take it out",
+        )
     config = read_config(folder)
     check_no_remote_code(config, folder, trust_remote_code=trust_remote_code)
     check_sizes(config, read_headers(folder), folder / CONFIG_FILE)

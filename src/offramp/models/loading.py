@@ -13,7 +13,6 @@ from torch import nn
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.files import json_object_in
 from offramp.models.checkpoint import (
-    AGAIN,
     CONTEXT_KEYS,
     check_vocabulary,
     find_strangers,
@@ -32,7 +31,7 @@ from offramp.models.process import quiet_transformers
 from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
-from offramp.models.tensors import check_finite
+from offramp.models.tensors import check_finite, check_kind
 from offramp.models.tokenizing import TOKENIZER_FILE, check_tokenizer_file, raise_if_not_a_librarys, settle
 from offramp.plug_ins import asking, load_plug_in, plug_ins
 
@@ -45,8 +44,6 @@ LOADING_ERRORS = (
     *(AssertionError, ArithmeticError, IndexError),
 )
 LONGEST_REASON = 300
-WHOLE_KINDS = ("I", "U")
-"""How the types of whole numbers begin in a safetensors header."""
 JSON_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -414,20 +411,13 @@ def _load_weights(
 
 
 def _check_kinds(hf: Any, source: ModelFiles) -> None:
-    """Refuse whole numbers in the place of weights, which transformers would convert without a word.
-
-    Raises ModelError.
-    """
+    """Refuse what cannot be weights in their place. Raises ModelError."""
     made = hf.state_dict(keep_vars=True)
     for stored in read_headers(source.folder).values():
         names = (stored.name, f"{hf.base_model_prefix}.{stored.name}")
         weight = next((made[name] for name in names if name in made), None)
-        if weight is not None and weight.is_floating_point() and stored.dtype[:1] in WHOLE_KINDS:
-            raise ModelError(
-                f"{stored.name} is {stored.dtype}, whole numbers, and the model's is {weight.dtype}",
-                where=str(stored.file),
-                fix=AGAIN,
-            )
+        if weight is not None:
+            check_kind(stored, weight.dtype)
 
 
 def auto_class_of(source: ModelFiles) -> Any:

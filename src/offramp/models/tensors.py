@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import ModelError
+from offramp.models.checkpoint import AGAIN, StoredTensor
+
+UNFIT_KINDS = {"I": "whole numbers", "U": "whole numbers", "BO": "truth values", "C": "complex numbers"}
+"""What cannot be weights, by how its type begins in a safetensors header."""
 
 
 def largest_difference(found: Tensor, expected: Tensor) -> float:
@@ -86,3 +90,13 @@ def check_tensor_finite(tensor_name: str, tensor: Tensor, name: str) -> None:
             where=name,
             fix="the file is damaged or the training failed: use another copy of the model",
         )
+
+
+def check_kind(stored: StoredTensor, dtype: torch.dtype) -> None:
+    """Refuse a stored tensor that cannot be a weight of a dtype, to which it would be converted without a
+    word. Raises ModelError.
+    """
+    kind = next((kind for start, kind in UNFIT_KINDS.items() if stored.dtype.startswith(start)), None)
+    if kind is not None and dtype.is_floating_point:
+        what = f"{stored.name} is {stored.dtype}, {kind}, and the model's is {dtype}"
+        raise ModelError(what, where=str(stored.file), fix=AGAIN)

@@ -23,6 +23,7 @@ from offramp.errors import ModelError
 from offramp.models.calls import UNFIT_ERRORS
 from offramp.models.checkpoint import StoredTensor, find_strangers, refuse_strangers
 from offramp.models.skeleton import Skeleton, shared_parameters
+from offramp.models.tensors import check_kind
 
 Read = Callable[[StoredTensor], Tensor]
 
@@ -145,6 +146,7 @@ def _assign(hf: Any, stored: Mapping[str, StoredTensor]) -> tuple[list[Assembly]
         if name not in names:
             unexpected.add(name)
             continue
+        check_kind(stored[key], dtypes[name])
         converter = None if pattern is None else by_pattern[pattern]
         assembly = assemblies.setdefault(name, Assembly(name, converter, dtypes[name]))
         assembly.parts.append((pattern or key, stored[key]))
