@@ -26,7 +26,7 @@ from offramp.errors import ModelError, OfframpError
 from offramp.models import gguf_file, gguf_header, source
 from offramp.models.gguf_file import CACHE_VARIABLE, dense_folder, find_damage
 from offramp.models.gguf_header import read_header
-from offramp.models.gguf_metadata import check_all_read
+from offramp.models.gguf_metadata import check_all_read, check_split
 from offramp.models.identity import identify_folder
 from offramp.models.model import Model
 from offramp.models.source import find_source, gguf_name
@@ -396,6 +396,8 @@ def test_values_that_no_model_has_are_refused_by_their_key(
         ("bos_token_id", 4_000_000_000, "bos_token_id is 4000000000, and the ids of tokens are 0 to 258"),
         ("bos_token_id", -1, "bos_token_id is -1"),
         ("eos_token_id", "</s>", "eos_token_id is '</s>'"),
+        ("tokens", [str(number % 258) for number in range(259)], "tokens has '0' twice"),
+        ("add_bos_token", "no", "add_bos_token is 'no', not true or false"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_together_is_refused_by_its_key(
@@ -405,6 +407,16 @@ def test_a_tokenizer_that_does_not_fit_together_is_refused_by_its_key(
     write_gguf(path, keys={f"tokenizer.ggml.{key}": value})
     with pytest.raises(ModelError, match=f"the GGUF file cannot be used: .*{why}"):
         read_header(path)
+
+
+def test_a_split_of_texts_that_transformers_does_not_know_is_refused(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    for split in ("nonexistent", "starcoder", 7):
+        write_gguf(path, keys={"tokenizer.ggml.pre": split})
+        require_refused(path, cache, f"does not split texts as tokenizer.ggml.pre = {split!r} says")
+    for model, split in (("gpt2", "smollm"), ("gpt2", "gpt-2"), ("gpt2", "llama-bpe"), ("llama", "any")):
+        check_split({"tokenizer.ggml.model": model, "tokenizer.ggml.pre": split}, path)
+    check_split({"tokenizer.ggml.model": "gpt2"}, path)
 
 
 def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:

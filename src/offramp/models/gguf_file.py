@@ -28,7 +28,7 @@ from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_text, sync
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.checkpoint import AGAIN, StoredTensor
 from offramp.models.gguf_header import ARRAY, SCALARS, STRING, GgufHeader, read_header
-from offramp.models.gguf_metadata import check_all_read
+from offramp.models.gguf_metadata import check_all_read, check_split
 from offramp.models.process import quiet_transformers
 
 SOURCE_FILE = "source.json"
@@ -46,6 +46,7 @@ def write_description(path: Path, folder: Path) -> None:
     import transformers
 
     header = read_header(path)
+    check_split(header.values, path)
     auto_class: Any = transformers.AutoModelForCausalLM
     with quiet_transformers(), _refused_by_transformers(path), _read_quickly():
         config = transformers.AutoConfig.from_pretrained(path.parent, **_packed(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,18 @@ TOKEN_LISTS = {
     "merges": (str, "texts"),
 }
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id")
+SWITCHES = ("add_bos_token", "add_eos_token", "add_space_prefix")
+
+GPT2_SPLITS = {
+    *("gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum"),
+    *("jina-v1-en", "jina-v2-code", "roberta-bpe", "exaone4", "mpt", "olmo", "jais", "trillion"),
+    "granite-docling",
+}
+"""What llama.cpp calls vocabularies before which a text is split as GPT-2's is; transformers, too, splits so
+whatever it has no name for."""
+NEAR_SPLITS = {"smollm", "default"}
+"""Of smollm, whose digits are split off first, spaces before a digit are other tokens, 1 of 1,000 in code;
+default says that none is known."""
 
 
 def check_tokenizer(values: Mapping[str, Any], rows: int | None, path: Path) -> None:
@@ -119,6 +132,13 @@ def check_tokenizer(values: Mapping[str, Any], rows: int | None, path: Path) -> 
             raise _refusal(f"{TOKENIZER}tokens is empty or missing", path)
         if stated and key != "merges" and len(stated) != len(tokens):
             raise _refusal(f"{TOKENIZER}{key} has {len(stated):,} values for {len(tokens):,} tokens", path)
+    twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
+    if twice is not None:
+        raise _refusal(f"{TOKENIZER}tokens has {shown(twice)} twice", path)
+    for key in SWITCHES:
+        if not isinstance(values.get(f"{TOKENIZER}{key}", False), bool):
+            stated = values[f"{TOKENIZER}{key}"]
+            raise _refusal(f"{TOKENIZER}{key} is {shown(stated)}, not true or false", path)
     if rows is not None and len(tokens) > rows:
         what = f"{TOKENIZER}tokens has {len(tokens):,} tokens, and the embedding has {rows:,} rows"
         raise _refusal(what, path)
@@ -133,6 +153,18 @@ def check_tokenizer(values: Mapping[str, Any], rows: int | None, path: Path) -> 
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < len(tokens):
             what = f"{TOKENIZER}{key} is {shown(token)}, and the ids of tokens are 0 to {len(tokens) - 1:,}"
             raise _refusal(what, path)
+
+
+def check_split(values: Mapping[str, Any], path: Path) -> None:
+    """Refuse a byte-level tokenizer before which a text is split as transformers does not split it: it passes
+    over names that it does not know, and makes other tokens."""
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as known
+    except ImportError:  # before transformers read that key
+        return
+    split = values.get(f"{TOKENIZER}pre", "default")
+    if values.get(f"{TOKENIZER}model") == "gpt2" and split not in {*known, *GPT2_SPLITS, *NEAR_SPLITS}:
+        raise _refusal(f"transformers does not split texts as {TOKENIZER}pre = {shown(split)} says", path)
 
 
 def check_all_read(
