@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_folders import edit_json
 from transformers import (
     GenerationMixin,
     WhisperFeatureExtractor,
@@ -184,6 +185,44 @@ def test_a_language_that_the_model_does_not_know_is_refused(tmp_path: Path) -> N
     whisper = write_whisper(tmp_path / "whisper", **LANGUAGES, language="klingon")
     with pytest.raises(ModelError, match="a language or task that the model does not know"):
         offramp.load_model(whisper)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("suppress_tokens", [10**7, -1], "has 10000000, and the ids of tokens are 0 to"),
+        ("begin_suppress_tokens", [-2], "has -2"),
+        ("suppress_tokens", list(range(320)), "leaves no token"),
+        ("forced_decoder_ids", [[1, 999_999], [2, 4]], "has 999999"),
+        ("decoder_start_token_id", -1, "has -1"),
+        ("eos_token_id", [2, 10**6], "has 1000000"),
+        ("lang_to_id", {"<|en|>": 10**6}, "has 1000000"),
+        ("bad_words_ids", [[3], [4, "x"]], "has 'x'"),
+    ],
+)
+def test_token_ids_beyond_the_vocabulary_are_refused_by_their_key_before_weights(
+    tmp_path: Path, no_weights: None, key: str, value: Any, what: str
+) -> None:
+    whisper = write_whisper(tmp_path / "whisper")
+    file = whisper / "generation_config.json"
+    edit_json(file, **{key: value})
+    with pytest.raises(ModelError, match=f"{key} in generation_config.json {what}") as refused:
+        offramp.load_model(whisper)
+    assert refused.value.where == str(file)
+
+
+def test_no_token_is_suppressed_by_minus_one(own: Any) -> None:
+    from transformers import GenerationConfig
+
+    from offramp.models.conditioned import Conditioned
+
+    before = own.generation_config
+    own.generation_config = GenerationConfig(suppress_tokens=[-1, 3])  # type: ignore[no-untyped-call]
+    try:
+        bias = Conditioned(own).inner.get_output_embeddings().bias
+        assert bias.isinf().nonzero().flatten().tolist() == [3]
+    finally:
+        own.generation_config = before
 
 
 @pytest.mark.parametrize("lacking", [("lang_to_id", "task_to_id"), ("task_to_id",)])

@@ -14,6 +14,7 @@ from annotated_types import MinLen
 from offramp.errors import InputError, ModelError
 from offramp.files import PathBelow
 from offramp.kit.given import Kind
+from offramp.kit.rules import shown
 from offramp.models.shape import DTYPES
 
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -169,6 +170,12 @@ def _check_index(index: Path, stored: dict[str, StoredTensor]) -> None:
 
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+TOKEN_ID_KEYS = re.compile(
+    r".*token_id|(begin_)?suppress_tokens|(bad|force)_words_ids|forced_decoder_ids|(lang|task)_to_id"
+)
+NONE_KEYS = ("pad_token_id", "eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+"""Where -1 is written for none."""
 ADAPTER_FILE = "adapter_config.json"
 MOST_COUNTED = 1_000_000
 """Heads, experts or labels that a config.json may state: some are made one by one, whatever the weights."""
@@ -429,6 +436,32 @@ def refuse_strangers(strangers: list[str], where: str) -> None:
             fix="put the config.json and the weight files of one and the same model into the folder; heads "
             "for exits belong into a file of their own",
         )
+
+
+def check_generation(stated: Mapping[str, Any], rows: int, path: Path) -> None:
+    """Refuse a generation_config.json with a token id beyond the vocabulary. rows: of the embedding."""
+    for key, value in stated.items():
+        if not TOKEN_ID_KEYS.fullmatch(key):
+            continue
+        ids = list(_ids_in([pair[1:] for pair in value] if key == "forced_decoder_ids" and value else value))
+        least = -1 if key in NONE_KEYS else 0
+        other = [one for one in ids if type(one) is not int or not least <= one < rows]
+        if other or (key == "suppress_tokens" and len({*ids} - {-1}) >= rows):
+            what = f"has {shown(other[0])}" if other else "leaves no token"
+            raise ModelError(
+                f"{key} in {path.name} {what}, and the ids of tokens are 0 to {rows - 1:,}",
+                where=str(path),
+                fix="copy the file of the original model into the folder",
+            )
+
+
+def _ids_in(value: Any) -> Iterator[Any]:
+    """What stands in a value, in lists of lists, and by name."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _ids_in(item)
+    elif value is not None:
+        yield value
 
 
 def check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:

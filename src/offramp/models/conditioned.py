@@ -153,12 +153,13 @@ def _causal_config(config: Any) -> _CausalConfig:
 def _suppressing(hf: Any) -> Any:
     """The model with the tokens that its generation config suppresses ruled out by its output head, so that
     every exit is read so: a shallow twin, whose head has a bias of -inf there; itself if there are none."""
-    tokens = getattr(getattr(hf, "generation_config", None), "suppress_tokens", None)
+    stated = getattr(getattr(hf, "generation_config", None), "suppress_tokens", None)
     head = hf.get_output_embeddings()
-    if not tokens or not isinstance(head, nn.Linear):
+    if not stated or not isinstance(head, nn.Linear):
         return hf
+    tokens = [token for token in stated if 0 <= token < len(head.weight)]  # -1 is written for none
     bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias.detach().clone()
-    bias[list(tokens)] = -torch.inf
+    bias[tokens] = -torch.inf
     ruling, twin = copy.copy(head), copy.copy(hf)
     ruling._parameters, ruling._buffers = dict(head._parameters), {}
     del ruling.bias

@@ -14,6 +14,8 @@ from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.files import json_object_in
 from offramp.models.checkpoint import (
     CONTEXT_KEYS,
+    GENERATION_FILE,
+    check_generation,
     check_vocabulary,
     find_strangers,
     read_config,
@@ -44,7 +46,7 @@ LOADING_ERRORS = (
     *(AssertionError, ArithmeticError, IndexError),
 )
 LONGEST_REASON = 300
-JSON_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+JSON_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", GENERATION_FILE)
 
 
 @dataclass(frozen=True)
@@ -227,8 +229,9 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
     from transformers import AutoConfig, AutoTokenizer
 
     know_family(source)
-    generation = source.folder / "generation_config.json"
-    if generation.is_file() and json_object_in(generation, lenient=True) is None:
+    generation = source.folder / GENERATION_FILE
+    generating = json_object_in(generation, lenient=True) if generation.is_file() else {}
+    if generating is None:
         # transformers goes on without its end tokens
         raise ModelError(
             "the file holds no JSON object", where=str(generation), fix="repair it, or copy it again"
@@ -253,6 +256,7 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
             else "check that config.json and the tokenizer files are complete and of a known family",
         ) from error
     check_vocabulary(tokenizer, config, source.folder)
+    check_generation(generating, config.get_text_config().vocab_size, generation)
     settle(tokenizer, source.folder)
     return tokenizer
 
@@ -343,7 +347,7 @@ def _brief(error: BaseException) -> str:
 def _blamed_file(folder: Path, error: Exception) -> Path:
     """Where to look first: a value that transformers does not know stands in a config."""
     if _comes_from_generation(error):
-        return folder / "generation_config.json"
+        return folder / GENERATION_FILE
     return folder / "config.json" if isinstance(error, KeyError | TypeError) else folder
 
 
