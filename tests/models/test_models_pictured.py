@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,16 @@ def test_a_template_that_takes_no_picture_is_blamed_and_not_the_family(
     assert re.match(said, str(refused.value))
     assert "repair the" in refused.value.fix
     assert model.encode("the cat")
+
+
+def test_a_size_of_what_sees_that_the_weights_do_not_have_is_named(tmp_path: Path) -> None:
+    folder = write_llava(tmp_path / "llava")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["vision_config"]["intermediate_size"] = 10**11
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"fc1.bias is \[24\] in the weight files, and \[100000000000\] by"):
+        offramp.load_model(folder)
 
 
 def test_a_prompt_with_pictures_is_taken_whole_and_rows_alike(

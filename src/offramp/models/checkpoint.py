@@ -178,7 +178,8 @@ NONE_KEYS = ("pad_token_id", "eos_token_id", "suppress_tokens", "begin_suppress_
 """Where -1 is written for none."""
 ADAPTER_FILE = "adapter_config.json"
 MOST_COUNTED = 1_000_000
-"""Heads, experts or labels that a config.json may state: some are made one by one, whatever the weights."""
+"""Heads, experts and such that a config.json may state: some are made one by one, whatever the weights."""
+MOST_LABELS = 100_000
 LONGEST_LIST = 10_000
 """Entries of a list in a config.json: real ones have one for each layer, or a few."""
 # Layers that share weights are stored once: how many a stored one may stand for.
@@ -288,37 +289,52 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
     """Hold the sizes that a config.json states against the stored tensors, before anything is built of them.
 
     Raises ModelError for many times more layers than are stored, a size that is longer than any axis, a list
-    that is longer than LONGEST_LIST, a context without positions, and positions that nothing turns.
+    that is longer than LONGEST_LIST, a context or window without positions, positions that nothing turns, and
+    an epsilon beyond 1. The configs of the model's parts count as its own.
     """
     parts = [part for name in stored for part in name.split(".")]
     last = max((int(part) for part in parts if part.isdecimal() and len(part) < 10), default=0)
     longest = max((axis for tensor in stored.values() for axis in tensor.shape), default=0)
-    for part in (config, config.get("text_config") or {}):
+    for name, part in _configs_in(config):
         for key, value in _turns(part):
             if not (math.isfinite(value) and value > 0):
-                said = f"config.json states {key} = {value:g}, by which no position can be turned"
+                said = f"config.json states {name}{key} = {value:g}, by which no position can be turned"
                 raise ModelError(said, where=str(path), fix=AGAIN)
         for key, value in part.items():
+            if re.search(r"(^|_)eps(ilon)?$", key) and isinstance(value, int | float) and not 0 <= value <= 1:
+                said = f"config.json states {name}{key} = {value:g}, which is not 0 to 1"
+                raise ModelError(said, where=str(path), fix=AGAIN)
             if isinstance(value, list) and len(value) > LONGEST_LIST:
                 raise ModelError(
-                    f"config.json lists {len(value):,} entries under {key}, as no model's does",
+                    f"config.json lists {len(value):,} entries under {name}{key}, as no model's does",
                     where=str(path),
                     fix=AGAIN,
                 )
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
-            stated = f"{key} = {value:,}"
+            stated = f"{name}{key} = {value:,}"
             if key in CONTEXT_KEYS and not 1 <= value <= LONGEST_CONTEXT:
                 said = f"config.json states {stated}, which is not 1 to {LONGEST_CONTEXT:,} positions"
+                raise ModelError(said, where=str(path), fix=AGAIN)
+            if key == "sliding_window" and value < 1 and part.get("use_sliding_window") is not False:
+                said = f"config.json states {stated}, in which no position is (for no window, write null)"
                 raise ModelError(said, where=str(path), fix=AGAIN)
             if key in (*LAYER_COUNT_KEYS, *AXIS_KEYS) and value < 1:
                 raise _other_size(stated, f"{len(stored):,} tensors", path)
             if re.search(r"layers?$", key) and value > LAYERS_PER_STORED * (1 + last):
                 raise _other_size(stated, f"{len(stored):,} tensors, numbered up to {last:,}", path)
-            if key.startswith("num_") and value > MOST_COUNTED:
+            if key.startswith("num_") and value > (MOST_LABELS if key == "num_labels" else MOST_COUNTED):
                 raise _other_size(stated, "nothing of that number", path)
             if key in AXIS_KEYS and value > longest:
                 raise _other_size(stated, f"no tensor with an axis longer than {longest:,}", path)
+
+
+def _configs_in(config: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A config and those of the model's parts within it, each with what stands in front of its keys."""
+    yield name, config
+    for key, value in config.items():
+        if isinstance(value, dict) and (key.endswith("_config") or key in ("encoder", "decoder")):
+            yield from _configs_in(value, f"{name}{key}.")
 
 
 def _turns(part: Mapping[str, Any], *, inside: bool = False) -> Iterator[tuple[str, float]]:

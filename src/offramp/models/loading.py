@@ -438,23 +438,27 @@ def auto_class_of(source: ModelFiles) -> Any:
     return getattr(transformers, f"AutoModelFor{names[reads]}")
 
 
-def _other_shape(source: ModelFiles, trust_remote_code: bool) -> str | None:
-    """The first tensor whose stored shape is not the config's; None if none is found by its name.
+def _other_shape(source: ModelFiles, trust_remote_code: bool) -> str:
+    """The first tensor whose stored shape is not the config's.
 
     transformers says it in a report that is not shown here.
     """
     import torch
     import transformers
 
+    from offramp.models.weight_map import assign
+
     options = {"trust_remote_code": trust_remote_code}
     config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True, **options)
     with torch.device("meta"):
-        expected = auto_class_of(source).from_config(config, **options).state_dict()
-    for name, tensor in read_headers(source.folder).items():
-        if name in expected and tensor.shape != tuple(expected[name].shape):
-            wanted = list(expected[name].shape)
-            return f"{name} is {list(tensor.shape)} in the weight files, and {wanted} by config.json"
-    return None
+        hf = auto_class_of(source).from_config(config, **options)
+    expected = hf.state_dict()
+    for step in assign(hf, read_headers(source.folder))[0]:
+        (_, tensor), wanted = step.parts[0], tuple(expected[step.target].shape)
+        if step.converter is None and tensor.shape != wanted:
+            stored = list(tensor.shape)
+            return f"{tensor.name} is {stored} in the weight files, and {list(wanted)} by config.json"
+    return "tensors have other shapes in the weight files than by config.json"
 
 
 def _check_no_strangers(stack: ExitStack, unexpected: set[str], where: str) -> None:

@@ -110,7 +110,7 @@ def map_weights(skeleton: Skeleton, stored: Mapping[str, StoredTensor]) -> Weigh
     Raises ModelError if tensors are missing, if there are layers that the model does not have, or if a shape
     is not that of the model.
     """
-    assemblies, unexpected = _assign(skeleton.hf, stored)
+    assemblies, unexpected = assign(skeleton.hf, stored)
     names: dict[str, Tensor] = skeleton.hf.state_dict()
     for assembly in assemblies:
         _try_on_meta(skeleton, assembly, names)
@@ -126,7 +126,7 @@ def map_weights(skeleton: Skeleton, stored: Mapping[str, StoredTensor]) -> Weigh
     return WeightMap(resident, tuple(ordered), missing)
 
 
-def _assign(hf: Any, stored: Mapping[str, StoredTensor]) -> tuple[list[Assembly], set[str]]:
+def assign(hf: Any, stored: Mapping[str, StoredTensor]) -> tuple[list[Assembly], set[str]]:
     """The steps of loading in transformers' order, and the names of stored tensors that the model lacks.
 
     As `transformers.core_model_loading.convert_and_load_state_dict_in_model` does it.
