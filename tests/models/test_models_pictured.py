@@ -19,6 +19,7 @@ from offramp.costs.counting import request_flops
 from offramp.errors import InputError, ModelError
 from offramp.kit.given import given_of
 from offramp.kit.picture import given_picture, picture_of
+from offramp.models.loading import check_maker
 from offramp.models.model import Model
 from offramp.models.pictured import Pictured, probe_picture
 from offramp.workloads.workload import Document, Workload
@@ -199,6 +200,40 @@ def test_a_size_of_what_sees_that_the_weights_do_not_have_is_named(tmp_path: Pat
     file.write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"fc1.bias is \[24\] in the weight files, and \[100000000000\] by"):
         offramp.load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            {"image_processor": {"size": {"shortest_edge": 100_000}}},
+            "shortest_edge .* 100000, not 1 to 4,",
+        ),
+        (
+            {"image_processor": {"merge_size": 2, "size": {"longest_edge": 10**9}}},
+            "longest_edge .* 1e.09",
+        ),
+        ({"image_processor": {"max_pixels": 10**9}}, "max_pixels .* is 1e.09, not 1 to 50,000,000"),
+        ({"image_processor": {"image_std": [0.5, 0, 0.5]}}, "image_std .* is 0, not 1e-06 to 1,000"),
+        ({"patch_size": 0}, "patch_size in processor_config.json is 0, not 1 to"),
+    ],
+)
+def test_numbers_by_which_no_picture_is_scaled_are_refused_before_weights(
+    change: dict[str, Any], what: str, tmp_path: Path, no_weights: None
+) -> None:
+    file = write_llava(tmp_path / "llava") / "processor_config.json"
+    stated = json.loads(file.read_text())
+    inner = {"image_processor": stated["image_processor"] | change.get("image_processor", {})}
+    file.write_text(json.dumps(stated | change | inner))
+    with pytest.raises(ModelError, match=what) as refused:
+        offramp.load_model(file.parent)
+    assert refused.value.where == str(file)
+
+
+def test_edges_that_count_pixels_may_be_long(tmp_path: Path) -> None:
+    stated = {"merge_size": 2, "size": {"shortest_edge": 65_536, "longest_edge": 16_777_216}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    check_maker(tmp_path)
 
 
 def test_a_prompt_with_pictures_is_taken_whole_and_rows_alike(

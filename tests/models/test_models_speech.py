@@ -211,6 +211,22 @@ def test_token_ids_beyond_the_vocabulary_are_refused_by_their_key_before_weights
     assert refused.value.where == str(file)
 
 
+def test_numbers_by_which_no_sound_is_heard_are_refused_before_weights(
+    tmp_path: Path, no_weights: None
+) -> None:
+    file = write_whisper(tmp_path / "whisper") / "preprocessor_config.json"
+    for key, value, before in (
+        ("dither", 1e9, 0.0),
+        ("padding_value", -1e30, 0.0),
+        ("sampling_rate", 7, 16_000),
+    ):
+        edit_json(file, **{key: value})
+        with pytest.raises(ModelError, match=f"{key} in preprocessor_config.json is ") as refused:
+            offramp.load_model(file.parent)
+        assert refused.value.where == str(file)
+        edit_json(file, **{key: before})
+
+
 def test_no_token_is_suppressed_by_minus_one(own: Any) -> None:
     from transformers import GenerationConfig
 

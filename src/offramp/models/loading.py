@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from torch import nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.files import json_object_in
+from offramp.kit.picture import MOST_PIXELS
+from offramp.kit.sound import HIGHEST_RATE, LOWEST_RATE
 from offramp.models.checkpoint import (
     CONTEXT_KEYS,
     GENERATION_FILE,
@@ -292,6 +294,44 @@ def check_extractor(extractor: Any, config: Any, folder: Path) -> None:
 
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+LONGEST_SIDE = 4096
+"""Pixels of a side that a picture is scaled to; models see a fourth of it."""
+MAKER_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("height", "width", "shortest_edge", "longest_edge"), (1, LONGEST_SIDE)),
+    **dict.fromkeys(("size", "crop_size", "patch_size"), (1, LONGEST_SIDE)),
+    **dict.fromkeys(("min_pixels", "max_pixels"), (1, MOST_PIXELS)),
+    **dict.fromkeys(("image_mean", "padding_value"), (-1000, 1000)),
+    **dict.fromkeys(("image_std", "rescale_factor"), (1e-6, 1000)),
+    "dither": (0, 1),
+    "sampling_rate": (LOWEST_RATE, HIGHEST_RATE),
+}
+"""Least and most of what a model's files state of how its inputs are made."""
+
+
+def check_maker(folder: Path) -> None:
+    """Refuse what no picture or sound is made inputs by, before any is. Raises ModelError."""
+    for name in PROCESSOR_FILES:
+        path = folder / name
+        for key, value, most in _numbers_in(json_object_in(path, lenient=True) if path.is_file() else None):
+            least = MAKER_RANGES[key][0]
+            if not least <= value <= most:
+                what = f"{key} in {name} is {value:g}, not {least:g} to {most:,}"
+                raise ModelError(what, where=str(path), fix="copy the file of the original model there")
+
+
+def _numbers_in(value: Any, key: str = "", pixels: bool = False) -> Iterator[tuple[str, float, float]]:
+    """Keys of MAKER_RANGES with their numbers, at any depth, and the most that these may be.
+
+    pixels: whether the edges of a size are numbers of pixels, as where patches are merged.
+    """
+    if isinstance(value, dict):
+        for inner, item in value.items():
+            yield from _numbers_in(item, inner, pixels or "merge_size" in value)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers_in(item, key, pixels)
+    elif key in MAKER_RANGES and isinstance(value, int | float):
+        yield key, value, MOST_PIXELS if pixels and key.endswith("_edge") else MAKER_RANGES[key][1]
 
 
 def load_maker(source: ModelFiles, *, trust_remote_code: bool = False) -> Any:
@@ -300,6 +340,8 @@ def load_maker(source: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     or if it cannot be read.
     """
     reads = source_read(read_config(source.folder))
+    if reads in ("audio", "image"):
+        check_maker(source.folder)
     if reads == "audio":
         return _load_extractor(source)
     if reads != "image" or not any((source.folder / name).is_file() for name in PROCESSOR_FILES):
