@@ -106,6 +106,16 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(size: tuple[int, int], tmp_
     assert refused.value.fix == "make it smaller"
 
 
+@pytest.mark.parametrize("size", [(6_000_000, 1), (1, 32_769), (2_010, 10)])
+def test_a_picture_with_a_very_long_side_is_not_decoded(size: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(header(*size), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")))
+    with pytest.raises(
+        InputError, match="sides of 32,768 at most are read, one 200 times the other"
+    ) as refused:
+        read_picture(tmp_path / "a.png")
+    assert refused.value.where == str(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.float32)])
 def test_numbers_beyond_8_bits_are_not_cut_off(kind: str, dtype: type, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(encoded(Image.fromarray(np.full((4, 4), 300, dtype)), kind))

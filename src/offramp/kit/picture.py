@@ -18,6 +18,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is read. Pillow knows more formats, and hands one of them, PostScript, to a program that runs it."""
 MOST_PIXELS = 50_000_000
 """Of a picture that is decoded; a model sees a few million at most."""
+LONGEST_SIDE, LARGEST_RATIO = 32_768, 200
+"""Of its sides: where the shorter one is scaled to what a model sees, the longer one grows with it."""
 
 
 def read_picture(path: Path) -> Any:
@@ -25,7 +27,7 @@ def read_picture(path: Path) -> Any:
     is shown (EXIF).
 
     Raises InputError for a file that is missing, no such picture, damaged, of more than LARGEST_GIVEN bytes,
-    MOST_PIXELS or 8 bits a channel, and without Pillow.
+    MOST_PIXELS, LONGEST_SIDE, LARGEST_RATIO or 8 bits a channel, and without Pillow.
     """
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
@@ -49,6 +51,11 @@ def read_picture(path: Path) -> Any:
         if picture.width * picture.height > MOST_PIXELS:
             size = f"{picture.width:,} x {picture.height:,} pixels"
             raise _refused(path, f"the picture has {size}, and {MOST_PIXELS:,} are read", "make it smaller")
+        shorter, longer = sorted(picture.size)
+        if longer > LONGEST_SIDE or longer > LARGEST_RATIO * shorter:
+            what = f"the picture has {picture.width:,} x {picture.height:,} pixels, and sides of "
+            what += f"{LONGEST_SIDE:,} at most are read, one {LARGEST_RATIO} times the other at most"
+            raise _refused(path, what, "cut it into several pictures")
         if picture.mode.startswith(("I", "F")):  # whose numbers Pillow would cut off at 255
             what = f"the picture has more than 8 bits a channel (Pillow's mode {picture.mode})"
             raise _refused(path, what, "convert it to 8 bits a channel")
