@@ -83,6 +83,7 @@ TWO_HEADERS = pcm(SIXTEEN + bytes(24), width=2)[:36] + pcm(SIXTEEN, width=1)[12:
             "torn: it ends within its header",
         ),
         (TWO_HEADERS, "several headers"),
+        (pcm(SIXTEEN, width=2) + b"data\2\0\0\0\1\1", "several parts of samples"),
         (pcm(b"\1\0\xff\xff" * 4, width=2, channels=2), "silence, channels that cancel each other out"),
         (pcm(b"", width=2), "has no samples"),
         (pcm(bytes(16), width=2), "silence, zeros alone"),

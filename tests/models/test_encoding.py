@@ -62,7 +62,8 @@ def test_chat_with_a_template_ends_with_the_generation_prompt(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('a system turn first') }}", "{% for %}", "{{ 1 + '' }}", "{{ '' }}"]
+    "template",
+    ["{{ raise_exception('a system turn first') }}", "{% for %}", "{{ 1 + '' }}", "{{ '' }}", "w3 w4"],
 )
 def test_a_template_that_fails_is_an_error_and_not_a_traceback(tmp_path: Path, template: str) -> None:
     loaded = tokenizer(tmp_path, chat_template=template)

@@ -419,6 +419,17 @@ def test_a_split_of_texts_that_transformers_does_not_know_is_refused(tmp_path: P
     check_split({"tokenizer.ggml.model": "gpt2"}, path)
 
 
+def test_a_template_that_fails_names_the_gguf_file(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, keys={"tokenizer.chat_template": "{{ 1 / 0 }}"})
+    with pytest.raises(ModelError, match="the model's chat template cannot write") as error:
+        load_model(str(path)).encode_chat("a")
+    assert error.value.where == str(path)
+    write_gguf(path, keys={"tokenizer.chat_template": 7})
+    with pytest.raises(ModelError, match=r"chat_template is 7, not a text"):
+        read_header(path)
+
+
 def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     tokens = [str(number) for number in range(300)]

@@ -324,6 +324,13 @@ def test_a_panic_of_a_tokenizer_is_an_error_that_names_its_file(llama_folder: Pa
     assert refused.value.where == str(llama_folder / "tokenizer.json")
 
 
+def test_a_folder_of_a_gguf_alone_is_told_to_give_the_file(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"no config.json") as refused:
+        load_model(str(tmp_path))
+    assert refused.value.fix == f"give the file itself: {tmp_path / 'm.gguf'}"
+
+
 def test_no_merge_of_a_tokenizer_is_left_out_at_random(llama_folder: Path) -> None:
     merges = {"vocab": {"w": 5, "5": 6, "w5": 7}, "merges": [["w", "5"]]}
     steps(model={"type": "BPE", "dropout": 1.0, **merges})(llama_folder)

@@ -230,6 +230,15 @@ def test_numbers_by_which_no_picture_is_scaled_are_refused_before_weights(
     assert refused.value.where == str(file)
 
 
+def test_an_answer_with_the_token_of_a_picture_is_refused_by_its_picture(
+    model: Model, tmp_path: Path
+) -> None:
+    given = given_picture(write_picture(tmp_path / "a.png"), "What is it?")
+    with pytest.raises(InputError, match=f"the answer to a picture holds {IMAGE}") as refused:
+        model.hf.answer(given, f"it is {IMAGE} here")
+    assert str(tmp_path / "a.png") in refused.value.where
+
+
 def test_edges_that_count_pixels_may_be_long(tmp_path: Path) -> None:
     stated = {"merge_size": 2, "size": {"shortest_edge": 65_536, "longest_edge": 16_777_216}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))

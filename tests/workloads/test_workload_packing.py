@@ -199,7 +199,7 @@ def test_one_token_documents_only_are_an_error_that_names_them() -> None:
 
 
 def test_a_context_that_the_bos_fills_is_refused() -> None:
-    with pytest.raises(InputError, match="filled by the 2"):
+    with pytest.raises(InputError, match=r"filled by the 2 .*\nwhere: the document d0"):
         select_contexts([text(0, 9, prepended=2)], tokens=10, context=2)
 
 

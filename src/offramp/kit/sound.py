@@ -87,10 +87,12 @@ def read_wav(path: Path) -> Sound:
         what = f"the WAV file is torn: it states {frames:,} samples and holds {int(held):,}"
         raise _refused(path, what, AGAIN)
     sizes = _part_sizes(given.getvalue())
-    if sizes[-1][1] % (channels * width):
+    names = [name for name, _ in sizes]
+    if sizes[names.index(b"data")][1] % (channels * width):
         raise _refused(path, "the WAV file is torn: it ends within a sample", AGAIN)
-    if [name for name, _ in sizes].count(b"fmt ") > 1:
-        raise _refused(path, "the WAV file has several headers (fmt)", AGAIN)
+    for part, called in ((b"fmt ", "headers (fmt)"), (b"data", "parts of samples (data)")):
+        if names.count(part) > 1:
+            raise _refused(path, f"the WAV file has several {called}", AGAIN)
     if width > 4:
         raise _refused(path, f"PCM of {8 * width} bits is not read", CONVERT)
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
@@ -110,9 +112,9 @@ def _refused(path: Path, what: str, fix: str) -> InputError:
 
 
 def _part_sizes(content: bytes) -> list[tuple[bytes, int]]:
-    """Names and stated sizes of the parts of a WAV file, up to its samples."""
+    """Names and stated sizes of the parts of a WAV file."""
     at, sizes = 12, [(b"", 0)]
-    while sizes[-1][0] != b"data" and at + 8 <= len(content):
+    while at + 8 <= len(content):
         sizes.append(struct.unpack_from("<4sI", content, at))
         at += 8 + sizes[-1][1] + sizes[-1][1] % 2
     return sizes

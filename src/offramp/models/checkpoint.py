@@ -361,10 +361,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json as a dict."""
     path = folder / CONFIG_FILE
     if not path.is_file():
+        packed = sorted(folder.glob("*.gguf"))
         raise ModelError(
             "the folder has no config.json, so it is not a model",
             where=str(folder),
-            fix="give the folder that holds config.json, the tokenizer and the .safetensors files",
+            fix=f"give the file itself: {packed[0]}"
+            if packed
+            else "give the folder that holds config.json, the tokenizer and the .safetensors files",
         )
     from offramp.kit.typed import read_record
 

@@ -135,6 +135,9 @@ def check_tokenizer(values: Mapping[str, Any], rows: int | None, path: Path) -> 
     twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
     if twice is not None:
         raise _refusal(f"{TOKENIZER}tokens has {shown(twice)} twice", path)
+    template = values.get("tokenizer.chat_template", "")
+    if not isinstance(template, str):
+        raise _refusal(f"tokenizer.chat_template is {shown(template)}, not a text", path)
     for key in SWITCHES:
         if not isinstance(values.get(f"{TOKENIZER}{key}", False), bool):
             stated = values[f"{TOKENIZER}{key}"]

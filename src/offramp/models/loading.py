@@ -259,6 +259,8 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
         ) from error
     check_vocabulary(tokenizer, config, source.folder)
     check_generation(generating, config.get_text_config().vocab_size, generation)
+    if source.packed is not None:  # where a template or a text fails, the user's own file is named
+        tokenizer.name_or_path = str(source.packed)
     settle(tokenizer, source.folder)
     return tokenizer
 

@@ -129,9 +129,13 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> li
         turns = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in messages]
         return encode_text(tokenizer, policy, "\n".join([*turns, "Assistant:"]))
     text = rendered(tokenizer, messages, add_generation_prompt=True)
-    if not text:
+    *before, last = messages
+    if not text or (
+        str(last["content"]).strip() not in text  # written another way, or not at all
+        and text == rendered(tokenizer, [*before, {**last, "content": "?"}], add_generation_prompt=True)
+    ):
         raise ModelError(
-            "the model's chat template writes nothing of these turns",
+            f"the model's chat template writes nothing of {'the last of ' * bool(text)}these turns",
             where=str(tokenizer.name_or_path),
             fix=OTHER_TEMPLATE,
         )

@@ -161,6 +161,9 @@ class Pictured(SourceReader):
         apart = "" if self._written(given.prompt)[-1:].isspace() else " "
         tokenizer = self.maker.tokenizer
         ids = token_ids(tokenizer, text=f"{apart}{text.strip()}", add_special_tokens=False)
+        if self.place in ids:
+            what = f"the answer to a picture holds {self.maker.image_token}, in whose place a picture stands"
+            raise InputError(what, where=f"{given.text}: {text[:40]!r}", fix="take it out of the answer")
         return [*ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
 
     def forward(

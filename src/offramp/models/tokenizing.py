@@ -36,7 +36,7 @@ def tokenizing(tokenizer: Any) -> Iterator[None]:
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise ModelError(
             f"the tokenizer fails: {str(error) or type(error).__name__}",
-            where=f"{name}/{TOKENIZER_FILE}",
+            where=name if name.endswith(".gguf") else f"{name}/{TOKENIZER_FILE}",
             fix="change the text, or use the tokenizer that belongs to this model",
         ) from error
 

@@ -204,7 +204,8 @@ def select_contexts(
     if context <= prepended:
         raise InputError(
             f"a context of {context} tokens is filled by the {prepended} that stand in front of a text",
-            fix="raise context= (--context)",
+            where=f"the document {encoded[0].id}",
+            fix="raise context= (--context), or shorten what stands in front",
         )
     cap = default_cap(tokens, context - prepended) if document_tokens is None else document_tokens
     looked_at: list[int] = []
