@@ -257,7 +257,7 @@ def test_damage_is_found_named_and_mended(ran: Ran, small: Path) -> None:
     decoded.parent.mkdir(parents=True)
     decoded.touch()
     problems = run_offramp(*study("status", small, "--verify", "--json")).require(1).json["problems"]
-    assert problems[0].startswith(f"executions/0123/{decoded.name}: it is not JSON")
+    assert problems[0].startswith(f"executions/0123/{decoded.name} is damaged: it is not JSON")
     assert run_offramp(*study("status", small, "--verify", "--json")).require(0).json["damaged"] == []
 
 

@@ -182,23 +182,30 @@ def test_a_byte_of_a_large_file_is_found_only_by_reading_it(folder: StudyFolder)
 def test_damaged_documents_of_certificates_are_found_by_verifying_and_decoded_again(
     folder: StudyFolder,
 ) -> None:
-    task, request = task_of("certify"), {"policy": "static:exit=2"}
+    task = task_of("certify")
+    request = {"documents": [["d", [1]]], "new_tokens": 2, "layers": 2, "vocabulary": 9}
+    answer = {"answer": [3], "exits": [2], "agrees": [True], "layers_executed": 2}
+    executions = [{"document": "d", "prompt": [1], "problem": None, **answer}]
     do(folder, task)
     kept = {name: folder.executions / "0123" / f"{name}.json" for name in ("a" * 64, "b" * 64, "notes")}
     whole = kept["a" * 64].with_stem(sha256_of_text(canonical_json(request)))
     for path in (whole, *kept.values()):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_sealed_json(path, {"executions": [], "request": request})
+        write_sealed_json(path, {"executions": executions, "request": request})
+    impossible = whole.with_stem(sha256_of_text(canonical_json({**request, "layers": 1})))
+    write_sealed_json(impossible, {"executions": executions, "request": {**request, "layers": 1}})
     changed = bytearray(kept["b" * 64].read_bytes())
     changed[20] ^= 1
     kept["b" * 64].write_bytes(changed)
     plan = plan_of([task])
     assert status_of(plan, folder).damage == ()
     status = status_of(plan, folder, verify=True)
-    first, second = status.damage
-    assert first == f"executions/0123/{'a' * 64}.json: it answers another request"
-    assert second.startswith(f"executions/0123/{'b' * 64}.json: ")
-    assert status.problems[:2] == status.damage
+    assert set(status.damage) > {
+        f"executions/0123/{'a' * 64}.json is damaged: it answers another request",
+        f"executions/0123/{impossible.name} is damaged: d has an exit deeper than 1, the last layer",
+    }
+    assert any(what.startswith(f"executions/0123/{'b' * 64}.json is damaged: ") for what in status.damage)
+    assert status.problems[:3] == status.damage
     assert status.states == {task.key: "done"}
     # What is whole stays, and so does what has another name than ours.
     assert sorted(folder.executions.glob("*/*")) == sorted([whole, kept["notes"]])

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from offramp.commands import command_line
+from offramp.decoding.execution.kept import read_kept
 from offramp.errors import DamagedFileError, InputError, shortened
 from offramp.files import (
-    canonical_json,
-    read_sealed_json,
     remove,
     require_no_links,
-    sha256_of_text,
     sweep_temporary_files,
 )
 from offramp.kit.output_folder import OwnFiles
@@ -334,18 +332,12 @@ class StudyFolder:
 
         A damaged file is removed: whoever needs it decodes it again, as where there is none.
         """
-
-        def damaged(path: Path, why: str) -> DamagedFileError:
-            return DamagedFileError(f"{path.relative_to(self.path).as_posix()}: {why}", where=str(path))
-
         problems = []
         for path in sorted(self._execution_files()):
             try:
-                request = read_sealed_json(path, damaged).get("request")
-                if sha256_of_text(canonical_json(request)) != path.stem:
-                    raise damaged(path, "it answers another request")
+                read_kept(path)
             except DamagedFileError as error:
-                problems.append(error.what)
+                problems.append(f"{path.parent.relative_to(self.path).as_posix()}/{error.what}")
                 path.unlink()
         if problems:
             self.journal.append("damaged", problems=problems)

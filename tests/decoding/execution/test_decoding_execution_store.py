@@ -19,7 +19,8 @@ from offramp.errors import InputError
 
 NEW = 6
 ONE = Execution("d", (1, 2), (3, 4), (4, 2), (True, False), 6)
-ASKED, OTHER = ({"documents": [[name, [1, 2]]]} for name in ("d", "e"))
+LIMITS = {"new_tokens": 3, "layers": 4, "vocabulary": 320}
+ASKED, OTHER = ({"documents": [[name, [1, 2]]], **LIMITS} for name in ("d", "e"))
 
 
 def never() -> list[Execution]:
@@ -31,7 +32,7 @@ def test_what_was_made_is_never_made_again(tmp_path: Path) -> None:
     with ExecutionStore.open(folder) as store:
         assert store.get_or_make(ASKED, lambda: [ONE]) == (ONE,)
         assert store.get_or_make(ASKED, never) == (ONE,)
-        assert store.get_or_make({"documents": []}, list) == ()
+        assert store.get_or_make({"documents": [], **LIMITS}, list) == ()
         assert store.made == 1
     with ExecutionStore.open(folder) as store:
         assert store.get_or_make(ASKED, never) == (ONE,)
@@ -72,6 +73,9 @@ def test_damaged_executions_are_made_again(
         ({"agrees": (True,) * 500}, "other choices"),
         ({"answer": (), "exits": (), "agrees": ()}, "no answer"),
         ({"exits": (4, 5)}, "deeper than 4"),
+        ({"exits": (99, 99)}, "deeper than 4"),
+        ({"answer": (3, 320)}, "beyond the 320"),
+        ({"answer": (3,) * 4, "exits": (4,) * 4, "agrees": (True,) * 4}, "4 tokens, and 3 were asked for"),
         ({"exits": (4, -5)}, r"exits"),
         ({"layers_executed": -60}, "layers_executed"),
         ({"document": "nobody"}, "other documents"),

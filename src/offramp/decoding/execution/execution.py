@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Engine
+from offramp.decoding.execution.kept import FILE, KeptExecutions, read_kept
+from offramp.decoding.execution.kept import Execution as Execution
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.loop import check_decodable, key_value_bytes
 from offramp.decoding.generation.prompts import prompt_batch
@@ -24,9 +26,7 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.code import code_of
 from offramp.kit.given import given_of, prompt_of
-from offramp.kit.numbers import MOST_RUNS, Count, Whole
 from offramp.kit.output_folder import OutputFolder
-from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import device_name, free_bytes
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.plan import plain_greedy
@@ -34,46 +34,6 @@ from offramp.tracing.request import MODEL_CODE, library_versions
 
 ROWS_TOGETHER = 16
 """Documents decoded side by side, at most, and kept in one file."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """One document decoded with a policy."""
-
-    IF_ANY: ClassVar[tuple[str, ...]] = ("cut",)
-
-    document: str
-    prompt: tuple[Whole, ...]
-    answer: tuple[Whole, ...]
-    """Token ids, the end token included."""
-    exits: tuple[Count, ...]
-    """Of each token of the answer; the first is L, since a prompt runs whole."""
-    agrees: tuple[bool, ...]
-    """Whether each is the choice of the model that judges, the full model or a reference, on the same prefix
-    (see `offramp.decoding.judging.full_models_choices`)."""
-    layers_executed: Whole
-    """For the answer's tokens, the prompt's layers left out, as they ran beside the documents of its
-    group."""
-    problem: str | None = None
-    """Why decoding ended early, None if it did not."""
-    cut: bool | None = None
-    """Whether it ran into its length limit; None where that is no fault, an answer having no end of its
-    own."""
-
-    @property
-    def loss(self) -> float:
-        """Share of the answer's tokens after the first that are not the judge's choice; 1 after a problem.
-
-        The first comes with the prompt, at full depth, and does not count; an answer of one token loses
-        nothing.
-
-        So where it was cut off, unless every token is that choice: an answer that goes round in circles
-        agrees with whatever reads it, and shows nothing.
-        """
-        if self.problem is not None or (self.cut and not all(self.agrees)):
-            return 1.0
-        decided = self.agrees[1:]
-        return 1.0 - sum(decided) / len(decided) if decided else 0.0
 
 
 def rows_together(model: Model, options: DecodingOptions, tokens: int, engine: Engine | None = None) -> int:
@@ -178,36 +138,6 @@ def _decode(model: Model, openings: Sequence[Opening], options: DecodingOptions)
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
-class KeptExecutions:
-    """What one file holds: a request (see `request_of`), and what answers it."""
-
-    request: Mapping[str, Any]
-    executions: tuple[Execution, ...]
-
-
-def _contradictions(kept: KeptExecutions) -> Iterator[str]:
-    """What of executions cannot answer their request."""
-    asked = [(document, tuple(prompt)) for document, prompt, *_ in kept.request["documents"]]
-    if [(one.document, one.prompt) for one in kept.executions] != asked:
-        yield "it holds other documents than were asked for"
-    for one in kept.executions:
-        if not len(one.answer) == len(one.exits) == len(one.agrees):
-            yield f"{one.document} has {len(one.answer)} tokens, other exits and other choices"
-        if not one.answer and one.problem is None:
-            yield f"{one.document} has no answer"
-        if any(exit > one.exits[0] for exit in one.exits):
-            yield f"{one.document} has an exit deeper than {one.exits[0]}, the last layer"
-        if one.layers_executed > sum(one.exits) * MOST_RUNS:
-            yield f"{one.document} has {one.layers_executed} layers for {len(one.answer)} tokens"
-
-
-FILE = SealedFile(
-    KeptExecutions,
-    "{name} is damaged",
-    "nothing: it is decoded again",
-    contradictions=_contradictions,
-)
 EXECUTIONS_FOLDER: OutputFolder[None] = OutputFolder(
     what="decoded documents",
     own=lambda folder: {},  # files of others beside them are in nothing's way
@@ -243,6 +173,8 @@ def request_of(
             for opening, given in ((opening, given_of(opening.ids)) for opening in openings)
         ],
         "new_tokens": options.new_tokens,
+        "layers": model.layers,
+        "vocabulary": model.shape.vocabulary_size,
         "rows": rows,
         "device": device_name(model.stack.device),
         "threads": torch.get_num_threads(),
@@ -304,13 +236,10 @@ class ExecutionStore:
         if self.folder is None or not (path := self._path(key)).exists():
             return None
         try:
-            kept = FILE.read(path)
-            if sha256_of_text(canonical_json(kept.request)) != key:
-                raise FILE.damaged(path, "it answers another request")
+            return read_kept(path)
         except DamagedFileError as error:
             print(f"offramp: decoded again: {error.what}", file=sys.stderr)
             return None
-        return kept.executions
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
