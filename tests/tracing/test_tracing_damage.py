@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -224,6 +225,37 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda manifest: manifest["shape"].update(vocabulary_size=10**14),
         "marginal-00000",
     ),
+    "a request of nothing": (lambda manifest: manifest.update(request={}), "tokens: Field required"),
+    "no model": (lambda manifest: manifest["request"].update(model=None), "model: "),
+    "a model without a name": (lambda manifest: manifest["request"].update(model={}), "model.name"),
+    "a model trained on a number": (
+        lambda manifest: manifest["request"]["model"].update(trained_on=5),
+        "model.trained_on",
+    ),
+    "a workload of numbers": (lambda manifest: manifest["request"].update(workload=[1, 2]), "workload"),
+    "no workload": (lambda manifest: manifest["request"].update(workload=None), "workload"),
+    "heads of a number": (lambda manifest: manifest["request"].update(heads=5), "heads"),
+    "a size in letters": (
+        lambda manifest: manifest["request"].update(heads={"fingerprint": "a", "lens_rank": "5"}),
+        "heads.lens_rank",
+    ),
+    "other exits": (lambda manifest: manifest["request"].update(exits=[1]), "not those of its request"),
+    "a fact twice": (
+        lambda manifest: manifest["facts"].append(manifest["facts"][0]),
+        "unknown, or there twice",
+    ),
+    "too much work": (
+        lambda manifest: manifest["shape"]["layers"][0].update(active_parameters=10**15),
+        "layer 1 uses more parameters",
+    ),
+    "too many experts": (
+        lambda manifest: manifest["shape"]["layers"][0].update(experts=1, experts_per_token=99),
+        "99 of 1 experts",
+    ),
+    "a short context": (
+        lambda manifest: manifest["shape"].update(context_length=1),
+        "context of 30 tokens is beyond the 1",
+    ),
     "a fact of texts": (lambda manifest: manifest["facts"][0].update(dtype="str"), "dtype"),
 }
 """What is done to a manifest that is sealed anew, and what is said of it."""
@@ -263,18 +295,48 @@ IMPOSSIBLE_COLUMNS = {
 """By column: its kind of file, and a number that it cannot hold."""
 
 
+def reseal(folder: Path, kind: str, column: str, change: Callable[[Any], Any]) -> None:
+    """Change a column of the first part, as somebody would who knows of the seals."""
+    path, manifest = part_path(folder, kind, 0), read_stored(folder / "manifest.json")
+    table = pq.read_table(path)
+    values = change(table.column(column).to_numpy().copy())
+    table = table.set_column(table.schema.get_field_index(column), column, pa.array(values))
+    pq.write_table(table, path)
+    manifest["parts"][0]["files"][kind].update(sha256=sha256_of_file(path), bytes=path.stat().st_size)
+    write_stored(folder / "manifest.json", manifest)
+
+
 @pytest.mark.parametrize("column", IMPOSSIBLE_COLUMNS)
 def test_an_impossible_number_in_a_sealed_part_is_refused(column: str, folder: Path) -> None:
     kind, number = IMPOSSIBLE_COLUMNS[column]
-    path, manifest = part_path(folder, kind, 0), read_stored(folder / "manifest.json")
-    table = pq.read_table(path)
-    place = table.schema.get_field_index(column)
-    values = table.column(column).to_numpy().copy()
-    values[1] = number
-    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(values)), path)
-    manifest["parts"][0]["files"][kind].update(sha256=sha256_of_file(path), bytes=path.stat().st_size)
-    write_stored(folder / "manifest.json", manifest)
+
+    def change(values: Any) -> Any:
+        values[1] = number
+        return values
+
+    reseal(folder, kind, column, change)
     with pytest.raises(DamagedFileError, match=f"its column {column} holds"):
+        read_all(folder)
+
+
+CHANGED_COLUMNS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "max_prob": ("facts", lambda values: values.astype(str), "is of object, not float32"),
+    "margin": ("facts", np.ones_like, "margin is above max_prob"),
+    "token": ("tokens", lambda values: values.astype(np.float64), "is of float64, not int32"),
+    "next_token": ("tokens", lambda values: np.roll(values, 1), "do not follow each other"),
+    "position": ("tokens", np.zeros_like, "do not follow each other"),
+    "document": ("tokens", lambda values: values[::-1], "do not follow each other"),
+    "generated": ("tokens", lambda values: values.astype(np.int8), "is of int8, not bool"),
+    "block_00": ("marginal", lambda values: values.astype(np.float32), "is of float32, not float64"),
+}
+"""By column: its kind of file, what is done to it, and what is said of it."""
+
+
+@pytest.mark.parametrize("column", CHANGED_COLUMNS)
+def test_a_column_of_a_sealed_part_that_no_trace_has_is_refused(column: str, folder: Path) -> None:
+    kind, change, words = CHANGED_COLUMNS[column]
+    reseal(folder, kind, column, change)
+    with pytest.raises(DamagedFileError, match=words):
         read_all(folder)
 
 

@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 
 from offramp.kit.rules import OneOf
 
-_ROUNDING = 1e-3
+ROUNDING = 1e-3
 _LIMITS = {
-    "probability": (-_ROUNDING, 1 + _ROUNDING),
+    "probability": (-ROUNDING, 1 + ROUNDING),
     "share": (0, 1),
     "cosine": (-1, 1),
     "ratio": (0, math.inf),
-    "nats": (-_ROUNDING, math.inf),
-    "final_logprob": (-math.inf, _ROUNDING),
+    "nats": (-ROUNDING, math.inf),
+    "final_logprob": (-math.inf, ROUNDING),
 }
 """Of facts by name, else by unit."""
 
@@ -30,6 +30,8 @@ class Fact:
     meaning: str
     recorded_with: str | None = None
     """The option that records it, None for a fact of every trace."""
+    at_most: str | None = None
+    """The fact that it is never above, but for rounding."""
 
     def limits(self, vocabulary: int) -> tuple[float, float]:
         """The least and the most that it can be in a vocabulary of so many tokens, but for rounding."""
@@ -55,7 +57,7 @@ def _from_heads(name: str, meaning: str) -> Fact:
 FACTS: tuple[Fact, ...] = (
     Fact("top1", "int32", "token id", "most probable token at the exit; the lowest id among equals"),
     Fact("max_prob", "float32", "probability", "largest probability p1"),
-    Fact("margin", "float32", "probability", "p1 - p2, the two largest probabilities"),
+    Fact("margin", "float32", "probability", "p1 - p2, the two largest probabilities", at_most="max_prob"),
     Fact("entropy", "float32", "nats", "entropy of p"),
     Fact("kl_to_final", "float32", "nats", "KL(p_L || p_exit)"),
     Fact("nll", "float32", "nats", "-log p of the observed next token"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError, InputError, shortened
 from offramp.files import (
@@ -19,14 +20,17 @@ from offramp.files import (
     sha256_of_file,
     write_sealed_json,
 )
-from offramp.kit.numbers import LARGEST_COUNT, Count, Whole
+from offramp.kit.numbers import Count, Whole
 from offramp.kit.rules import near_paths
-from offramp.kit.typed import read_record, to_json
+from offramp.kit.typed import InvalidRecordError, from_json, read_record, to_json
 from offramp.models.devices import CPU
 from offramp.models.shape import ModelShape
+from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
 from offramp.tracing.sealed_parts import (
     FILE_KINDS,
+    REFERENCE_TOP1,
+    TOKEN_COLUMNS,
     Block,
     FileKind,
     Part,
@@ -238,8 +242,19 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     """What in a manifest cannot be true beside the rest of it."""
     exits, layers = manifest.exits, len(manifest.shape.layers)
     documents, parts = manifest.documents, manifest.parts
+    try:
+        asked = from_json(TraceRequest, manifest.request)
+    except InvalidRecordError as error:
+        yield f"its request is not what offramp writes ({error})"
+        return
+    names = [fact.name for fact in manifest.facts]
+    if len({*names} & FACT_BY_NAME.keys()) < len(names):
+        yield f"its facts {shortened(str(names))} are unknown, or there twice"
+    yield from _impossible_of(manifest.shape, asked.context)
     if list(exits) != sorted({*exits, layers}):
         yield f"its exits {shortened(str(list(exits)))} do not ascend to {layers}, the model's last layer"
+    if asked.exits != exits:
+        yield "its exits are not those of its request"
     if [document.index for document in documents] != list(range(len(documents))):
         yield "its documents are not numbered 0, 1, 2 and so on"
     if len({document.id for document in documents}) < len(documents):
@@ -249,8 +264,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             left = "valid" if document.valid else "left out"
             yield f"its document {shortened(document.id)} is {left}, and has {document.tokens} tokens"
     for place, part in enumerate(parts):
-        names = {kind: part_path(Path(), kind, place).name for kind in FILE_KINDS}
-        if part.index != place or {kind: file.name for kind, file in part.files.items()} != names:
+        files = {kind: part_path(Path(), kind, place).name for kind in FILE_KINDS}
+        if part.index != place or {kind: file.name for kind, file in part.files.items()} != files:
             yield f"its part {place} has another number, or files of other names"
         if part.rows != (rows := sum(part.marginal_rows.values())):
             yield f"its part {place} has {part.rows} rows, and {rows} in its blocks"
@@ -261,6 +276,17 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         of_parts.update(part.marginal_rows)
     if of_documents != of_parts or of_parts.total() != manifest.tokens:
         yield f"its documents, its parts and its {manifest.tokens} tokens do not belong together"
+
+
+def _impossible_of(shape: ModelShape, context: int) -> Iterator[str]:
+    """What of a shape cannot be true beside the rest of it, and beside the traced context."""
+    for number, layer in enumerate(shape.layers, start=1):
+        if layer.active_parameters > layer.parameters:
+            yield f"its layer {number} uses more parameters than the {layer.parameters} that it has"
+        if layer.experts_per_token > layer.experts:
+            yield f"its layer {number} uses {layer.experts_per_token} of {layer.experts} experts"
+    if shape.context_length is not None and shape.context_length < context:
+        yield f"its context of {context} tokens is beyond the {shape.context_length} of the model"
 
 
 _FILE = trace_file(Manifest, apart=(TIMESTAMPS,), contradictions=_contradictions)
@@ -274,6 +300,13 @@ def _schema_version(path: Path) -> int:
     return version
 
 
+def _follow(columns: Mapping[str, NDArray[Any]], context: int) -> bool:
+    """Whether documents come in order, and in each the rows of one full context after the other."""
+    same, position, next_token = np.diff(columns["document"]), columns["position"], columns["next_token"]
+    rises = (np.diff(position) == 1) | (position[:-1] == context - 1)
+    return bool(np.all((same > 0) | ((same == 0) & rises & (next_token[:-1] == columns["token"][1:]))))
+
+
 def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFileError]]:
     """The parts whose files are missing, changed, or not those of the manifest's documents.
 
@@ -281,13 +314,15 @@ def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFi
     """
 
     documents = np.array([document.tokens for document in manifest.documents])
-    vocabulary, context = manifest.shape.vocabulary_size, manifest.request.get("context")
-    below = {
-        "document": len(documents),
-        "token": vocabulary,
-        "next_token": vocabulary,
-        "position": context if type(context) is int else LARGEST_COUNT,
+    vocabulary, context = manifest.shape.vocabulary_size, manifest.request["context"]
+    limits: dict[str, tuple[str, float, float]] = {
+        "document": ("int32", 0, len(documents) - 1),
+        "position": ("int32", 0, context - 1),
+        **dict.fromkeys(("token", "next_token", REFERENCE_TOP1), ("int32", 0, vocabulary - 1)),
+        "generated": ("bool", 0, 1),
+        **{fact.name: (fact.dtype, *fact.limits(vocabulary)) for fact in DOCUMENT_FACTS.values()},
     }
+    needed = (*TOKEN_COLUMNS, *manifest.document_facts)
 
     def require(part: PartRecord, kind: FileKind, file: FileRecord) -> None:
         path = folder / file.name
@@ -305,12 +340,17 @@ def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFi
         if (found := rows_in(path)) != rows:
             raise damaged(path, f"it has {found} rows, and by the {MANIFEST} {rows}")
         if kind == "tokens":
-            columns = read_columns(path, [*below])
-            for name, bound in below.items():
-                require_within(path, name, columns[name], 0, bound - 1)
+            columns = read_columns(path)
+            for name in dict.fromkeys((*needed, *limits)):
+                if name in columns:
+                    require_within(path, name, columns[name], *limits[name])
+                elif name in needed:
+                    raise damaged(path, f"it is without the column {name}")
             places, counts = np.unique(columns["document"], return_counts=True)
             if np.any(documents[places] != counts):  # documents are whole within a part
                 raise damaged(path, f"its documents are not those of the {MANIFEST}")
+            if not _follow(columns, context):
+                raise damaged(path, "within a document its positions and tokens do not follow each other")
 
     def check(entry: tuple[PartRecord, FileKind, FileRecord]) -> tuple[int, DamagedFileError] | None:
         try:

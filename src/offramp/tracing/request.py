@@ -6,14 +6,15 @@ import importlib.metadata
 import importlib.util
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.given import Kind
-from offramp.kit.numbers import Count
+from offramp.kit.numbers import Count, Whole
 from offramp.kit.rules import suggest
+from offramp.kit.typed import AS_WRITTEN, Of
 from offramp.models.devices import CPU
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS, Fact
 
@@ -108,6 +109,55 @@ class Sampling:
     """Names of what is recorded on request."""
 
 
+_Count = Annotated[Count, AS_WRITTEN]
+_Whole = Annotated[Whole, AS_WRITTEN]
+_Ids = dict[str, tuple[str, ...]]
+"""Of documents, by workload fingerprint."""
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What is read of a description, here and below: all else in it is kept, and not looked at."""
+
+    name: str
+    fingerprint: str
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class _StatedModel(_Named):
+    dtype: str | None = None
+    revision: str | None = None
+    transforms: tuple[str, ...] = ()
+    base_fingerprint: str | None = None
+    attention: str | None = None
+    trained_on: _Ids = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _StatedWorkload(_Named):
+    mode: Literal["text", "generation"] = "text"
+
+
+@dataclass(frozen=True)
+class _StatedMaps:
+    fingerprint: str
+    ranks: dict[Count, _Count | None]
+
+
+@dataclass(frozen=True)
+class _StatedHeads:
+    fingerprint: str
+    reading: str | None = None
+    facts: tuple[str, ...] = ()
+    documents: _Ids = field(default_factory=dict)
+    candidate_exit: _Count | None = None
+    short_list: _Count | None = None
+    lens_rank: _Count | None = None
+    mlp_units: _Whole = 0
+    kv_maps: _StatedMaps | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TraceRequest(Sampling):
     """Everything that changes a trace: two requests with one fingerprint give the same bytes.
@@ -115,13 +165,13 @@ class TraceRequest(Sampling):
     Sizes are settled, signals sorted.
     """
 
-    context: int
-    model: dict[str, Any]
+    context: _Count
+    model: Annotated[dict[str, Any], Of(_StatedModel)]
     """Its description, with a fingerprint."""
-    workload: dict[str, Any]
+    workload: Annotated[dict[str, Any], Of(_StatedWorkload)]
     """Likewise."""
     dtype: str
-    exits: tuple[int, ...]
+    exits: tuple[_Count, ...]
     """Layers."""
     reductions: Literal["compiled", "eager"]
     threads: int
@@ -130,7 +180,7 @@ class TraceRequest(Sampling):
     """Fingerprint of the code that measures."""
     versions: dict[str, str]
     """Of the libraries that compute."""
-    heads: dict[str, Any] | None = None
+    heads: Annotated[dict[str, Any], Of(_StatedHeads)] | None = None
     """None, or of the fitted heads {"fingerprint", what they read exits by (`heads.described.read_by`),
     "trained": true where they are, "short_list": its tokens if they are not as many as usual,
     "candidate_exit", "documents": ids of those that fitting saw by workload fingerprint, "texts": whether

@@ -154,7 +154,7 @@ def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
     rows = part.rows
     facts: dict[str, Any] = {"exit": np.tile(exits.astype(np.int16), rows)}
     facts.update({name: np.ravel(column) for name, column in part.facts.items()})
-    marginal = {f"block_{block:02d}": part.marginal[block] for block in sorted(part.marginal)}
+    marginal = {_block_column(block): part.marginal[block] for block in sorted(part.marginal)}
     details = {
         "marginal_rows": {str(block): rows for block, rows in sorted(part.marginal_rows.items())},
         "documents": [asdict(document) for document in part.documents],
@@ -210,8 +210,10 @@ def rows_in(path: Path) -> int:
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 
-def require_within(path: Path, name: str, column: ArrayOf, least: float, most: float) -> None:
-    """Raise DamagedFileError for a number of a part's column outside its limits, or none at all."""
+def require_within(path: Path, name: str, column: ArrayOf, dtype: str, least: float, most: float) -> None:
+    """Raise DamagedFileError for a part's column of another type, or with a number outside its limits."""
+    if column.dtype != dtype:
+        raise damaged(path, f"its column {name} is of {column.dtype}, not {dtype}")
     low, high = column.min(), column.max()
     if not least <= low <= high <= most:
         found = high if low >= least else low
@@ -221,10 +223,17 @@ def require_within(path: Path, name: str, column: ArrayOf, least: float, most: f
 def read_marginal(folder: Path, index: int) -> dict[int, NDArray[np.float64]]:
     """The sums of p_L of one part by block (see `Part`)."""
     path = part_path(folder, "marginal", index)
+    blocks = {_block_column(block): block for block in range(MARGINAL_BLOCKS)}
     columns = read_columns(path)
     for name, sums in columns.items():
-        require_within(path, name, sums, 0, np.inf)
-    return {int(name.removeprefix("block_")): sums for name, sums in columns.items()}
+        if name not in blocks:
+            raise damaged(path, f"its column {name} is of no block")
+        require_within(path, name, sums, "float64", 0, np.inf)
+    return {blocks[name]: sums for name, sums in columns.items()}
+
+
+def _block_column(block: int) -> str:
+    return f"block_{block:02d}"
 
 
 def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequence[str]) -> Part:

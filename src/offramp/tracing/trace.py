@@ -20,7 +20,7 @@ from offramp.heads.trained_model import TRAINED_ON
 from offramp.kit.arguments import checked
 from offramp.kit.rules import suggest
 from offramp.models.shape import ModelShape
-from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS, DocumentFactName, FactName
+from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS, ROUNDING, DocumentFactName, FactName
 from offramp.tracing.manifest import DocumentRecord, Manifest, PartRecord, damaged_parts, read_manifest
 from offramp.tracing.sealed_parts import (
     MARGINAL_BLOCKS,
@@ -148,6 +148,9 @@ class Trace(ShownAsHtml):
         """The trace of a manifest whose parts were verified; facts are read when first asked for."""
         parts = [part for part in manifest.parts if part.rows]
         tokens = [read_columns(part_path(folder, "tokens", part.index)) for part in parts]
+        for part, columns in zip(parts, tokens, strict=True):
+            if columns.keys() != tokens[0].keys():
+                raise damaged(part_path(folder, "tokens", part.index), "its columns are not the first part's")
         facts = partial(_fact_of_parts, folder, tuple(parts), len(manifest.exits), manifest.shape)
         return cls._of_manifest(manifest, tokens, facts, partial(_sums_of_parts, folder, manifest), folder)
 
@@ -456,8 +459,11 @@ def _fact_of_parts(
     start = 0
     for part in parts:
         path = part_path(folder, "facts", part.index)
-        column = read_columns(path, [name])[name]
-        require_within(path, name, column, *described.limits(shape.vocabulary_size))
+        columns = read_columns(path, [name, *([described.at_most] if described.at_most else [])])
+        column = columns[name]
+        require_within(path, name, column, described.dtype, *described.limits(shape.vocabulary_size))
+        if described.at_most and np.any(column > columns[described.at_most] + ROUNDING):
+            raise damaged(path, f"its column {name} is above {described.at_most}")
         fact[start : start + part.rows] = column.reshape(-1, exits)
         start += part.rows
     return fact
