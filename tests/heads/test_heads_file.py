@@ -16,9 +16,10 @@ import pytest
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.heads.described import describe_heads
-from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps, build_heads
 from offramp.heads.file import HEADER, SCHEMA_VERSION, read_heads, require_base, write_heads
 from offramp.heads.parts import Classifier, ExitMaps, GatedNetwork, Lens, OwnHead, map_elements
+from offramp.kit.typed import InvalidRecordError
 
 HIDDEN, UNITS, EXITS = 6, 4, (2, 3)
 MODEL: dict[str, Any] = {
@@ -397,6 +398,21 @@ def test_arrays_that_do_not_fit_are_neither_written_nor_read(
         write_heads(heads, path)
     with pytest.raises(InputError, match=why):
         read_heads(path)
+
+
+def test_an_exit_that_is_no_number_sizes_that_wrap_round_and_arrays_of_one_number_are_refused() -> None:
+    heads = with_maps()
+    header, arrays = heads.header(), heads.arrays()
+    header["kv_maps"]["maps"][0]["exit"] = "abc"
+    with pytest.raises(InvalidRecordError, match=r"kv_maps\.maps\[1\]\.exit"):
+        build_heads(header, arrays, "there")
+    heads = example(documents={"w": ("a", "b", "c")}, texts=(np.zeros(2, np.uint32),) * 3)
+    arrays = heads.arrays()
+    arrays["texts.sizes"] = np.array([2**62, 2**63 - 1, 2**62 + 7], np.int64)
+    with np.errstate(over="ignore"), pytest.raises(InputError, match="sketches"):
+        build_heads(heads.header(), arrays, "there")
+    with pytest.raises(InputError, match=r"correctness\.mean is one number"):
+        build_heads(example().header(), {**example().arrays(), "correctness.mean": np.array(0)}, "there")
 
 
 @pytest.mark.parametrize("part", ["exits", "model", "classifiers", "documents", "candidate_exit"])

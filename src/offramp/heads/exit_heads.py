@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from offramp.heads.parts import (
 )
 from offramp.kit.numbers import Count
 from offramp.kit.sealed_tensors import Arrays, seal_of
-from offramp.kit.typed import from_json
+from offramp.kit.typed import AS_WRITTEN, Of, from_json
 from offramp.workloads.shared_text import WHOLE, Sketch
 
 
@@ -301,7 +301,9 @@ class ArrayReader:
         hashes, sizes = (self.array(f"{prefix}{name}") for name in ("hashes", "sizes"))
         documents = sum(len(ids) for ids in header["documents"].values())
         right = hashes.dtype == np.uint32 and sizes.dtype == np.int64 and hashes.ndim == sizes.ndim == 1
-        if not right or len(sizes) != documents or sizes.sum() != len(hashes) or (sizes < WHOLE).any():
+        # Each size first: the sum of some that are huge wraps round.
+        right = right and len(sizes) == documents and not ((sizes < WHOLE) | (sizes > len(hashes))).any()
+        if not right or sum(sizes.tolist()) != len(hashes):
             raise self.refused("the sketches of their texts do not belong to their documents")
         return tuple(np.split(hashes, np.cumsum(sizes)[:-1])) if documents else ()
 
@@ -310,6 +312,13 @@ class ArrayReader:
         if name not in self.arrays:
             raise self.refused(f"the array {name} is missing")
         return self.arrays[name]
+
+    def width(self, name: str) -> int:
+        """The last axis of an array, refused if it has none."""
+        shape = self.array(name).shape
+        if not shape:
+            raise self.refused(f"{name} is one number, not an array of them")
+        return int(shape[-1])
 
     def refused(self, why: str) -> InputError:
         """The error for heads whose arrays do not belong together."""
@@ -328,6 +337,20 @@ class _BaseEntry:
 
 
 @dataclass(frozen=True)
+class _MapEntry:
+    exit: Annotated[int, AS_WRITTEN]
+
+
+@dataclass(frozen=True)
+class _MapsEntry:
+    """What a header says of K,V maps; rank and penalty of each are checked by their readers."""
+
+    maps: tuple[_MapEntry, ...]
+    documents: dict[str, tuple[str, ...]]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class _HeadsHeader(HeadsEntries):
     """Types of the entries of a header that every file has; arrays and their parts are checked by their
     readers."""
@@ -335,6 +358,7 @@ class _HeadsHeader(HeadsEntries):
     model: _BaseEntry
     classifiers: Mapping[str, Count]
     provenance: Mapping[str, Any]
+    kv_maps: Annotated[dict[str, Any], Of(_MapsEntry)] | None = None
 
 
 def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
@@ -428,11 +452,11 @@ def _output(reader: ArrayReader, header: Mapping[str, Any]) -> OwnHead[Weights] 
 
 
 def _classifier(reader: ArrayReader, fact: str, layers: int) -> Classifier[Weights]:
-    features = int(reader.array(f"{fact}.mean").shape[-1])
+    features = reader.width(f"{fact}.mean")
     widths = [features]
     weights, biases = [], []
     for number in range(layers):
-        outputs = 1 if number == layers - 1 else int(reader.array(f"{fact}.biases.{number}").shape[-1])
+        outputs = 1 if number == layers - 1 else reader.width(f"{fact}.biases.{number}")
         weights.append(reader.take(f"{fact}.weights.{number}", (widths[-1], outputs)))
         biases.append(reader.take(f"{fact}.biases.{number}", (outputs,)))
         widths.append(outputs)
@@ -461,7 +485,7 @@ def _maps(reader: ArrayReader, header: Mapping[str, Any]) -> KeyValueMaps | None
     if described is None:
         return None
     hidden, layers = (int(header["model"][name]) for name in ("hidden_size", "layers"))
-    exits = [int(of_exit["exit"]) for of_exit in described["maps"]]
+    exits = [of_exit["exit"] for of_exit in described["maps"]]
     if not exits or exits != sorted({exit for exit in exits if 1 <= exit < layers - 1}):
         raise reader.refused(f"the exits {exits} of the K,V maps are not ascending layers below {layers - 1}")
     return KeyValueMaps(
