@@ -367,6 +367,60 @@ def test_a_checkpoint_with_tensors_of_another_training_is_refused(
         trained(output=tmp_path)
 
 
+def of_type(dtype: type) -> Callable[[Any, Any], object]:
+    def change(header: Any, arrays: Any) -> None:
+        name = next(name for name in arrays if ".now." in name)
+        arrays[name] = arrays[name].astype(dtype)
+
+    return change
+
+
+def negative(header: Any, arrays: Any) -> None:
+    for name in arrays:
+        if ".second." in name:
+            arrays[name] -= 1
+
+
+NOT_OF_THIS_TRAINING: dict[str, tuple[Callable[[Any, Any], object], str]] = {
+    "float64": (of_type(np.float64), "its tensors are of another training"),
+    "whole numbers": (of_type(np.int64), "its tensors are of another training"),
+    "a loss of nan": (lambda header, _: vars(header).update(best_loss=["nan"] * 9), "best loss"),
+    "squares below 0": (negative, "mean of squares"),
+    "no exits": (
+        lambda header, _: vars(header).update(history=[replace(one, exits=()) for one in header.history]),
+        "no evaluation",
+    ),
+    "other tokens": (lambda _, arrays: arrays.update(vocabulary=np.array([1, 10**9])), "of a vocabulary"),
+    **{
+        f"{name} {value}": (
+            lambda header, _, name=name, value=value: vars(header).update(  # type: ignore[misc]
+                settings=replace(header.settings, **{name: value})
+            ),
+            words,
+        )
+        for name, value, words in (
+            ("steps", 10**15, "its steps is 1000000000000000"),
+            ("every", 10**15, "it evaluates every"),
+            ("device", "cuda", "its device is cuda"),
+            ("threads", 10**9, "settings.threads"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("case", NOT_OF_THIS_TRAINING)
+def test_a_checkpoint_that_no_such_training_wrote_is_refused(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(tmp_path, monkeypatch)
+    path, (change, words) = tmp_path / CHECKPOINT, NOT_OF_THIS_TRAINING[case]
+    header, arrays = loop.CHECKPOINT_FILE.read(path, "")
+    change(header, arrays)
+    loop.CHECKPOINT_FILE.write(path, header, arrays)
+    with pytest.raises(DamagedFileError, match=words):
+        trained(output=tmp_path)
+
+
 def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(tmp_path, monkeypatch, steps=None, minutes=0.2, after=loop.PILOT_STEPS + 1)
     steps = []

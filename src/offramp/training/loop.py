@@ -97,6 +97,11 @@ class Problem(Protocol):
     def initial(self) -> list[dict[str, Tensor]]:
         """The parameters of each part before the first step, float32, by name."""
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that a loss may look at; 0 where it looks at none."""
+        return 0
+
     def vocabulary(self, precision: Precision) -> Tensor | None:
         """The tokens of the loss, int64, ascending; None for all."""
         return None
@@ -125,6 +130,11 @@ class HeadProblem(Problem, ABC):
     def device(self) -> torch.device:
         """That of the head."""
         return self.model.stack.head_device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """That of the model."""
+        return self.model.shape.vocabulary_size
 
     @property
     def descent(self) -> Descent:
@@ -162,9 +172,11 @@ class Weights:
         return cls(copies[0], zeros[0], zeros[1], copies[1], float("inf"))
 
     @property
-    def shapes(self) -> dict[str, dict[str, torch.Size]]:
-        """Of every tensor, by what it is and its name."""
-        return {part: {name: of.shape for name, of in getattr(self, part).items()} for part in TENSORS}
+    def forms(self) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]]]:
+        """Shape and type of every tensor, by what it is and its name."""
+        return {
+            part: {name: (of.shape, of.dtype) for name, of in getattr(self, part).items()} for part in TENSORS
+        }
 
 
 TENSORS = tuple(part.name for part in fields(Weights) if part.name != "best_loss")
@@ -212,9 +224,17 @@ def _contradictions(header: CheckpointHeader, arrays: Arrays) -> Iterator[str]:
     step, steps = header.step, header.settings.steps
     if step > steps or (step == steps and not header.stopped):
         yield f"its step {step} is beyond the {steps} of its training"
-    if not header.history:
-        yield "it holds no evaluation"
+    if header.settings.every > steps:
+        yield f"it evaluates every {header.settings.every} of {steps} steps"
+    if not header.history or not all(
+        len(one.exits) == len(header.history[0].exits) > 0 for one in header.history
+    ):
+        yield "it holds no evaluation, or one of other exits"
+    if "nan" in header.best_loss:
+        yield "its best loss is not a number"
     for name, array in arrays.items():
+        if name.split(".")[1:2] == ["second"] and array.min(initial=0) < 0:
+            yield f"{name}, the mean of squares, holds a number below 0"
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             yield f"{name} holds a number that is not finite"
 
@@ -393,14 +413,41 @@ class TrainingLoop:
         progress = None
         if self.checkpoint is not None:
             progress = read_checkpoint(self.checkpoint, self.key, self.problem.device)
-            if progress and [part.shapes for part in progress.weights] != [
-                part.shapes for part in self._initial()
-            ]:
-                raise CHECKPOINT_FILE.damaged(self.checkpoint, "its tensors are of another training", ANEW)
+            for contradiction in () if progress is None else self._contradictions(progress):
+                raise CHECKPOINT_FILE.damaged(self.checkpoint, contradiction, ANEW)
         progress = progress or self._begin()
         with with_threads(progress.settings.threads):
             self._train(progress, on_start(progress))
         return progress
+
+    def _contradictions(self, progress: Progress) -> Iterator[str]:
+        """What of a checkpoint cannot be of this training."""
+        if [part.forms for part in progress.weights] != [part.forms for part in self._initial()]:
+            yield "its tensors are of another training"
+        settings, tokens = progress.settings, progress.vocabulary
+        fixed = {"precision": self._precision, "device": self.problem.device.type}
+        if self.effort.steps is not None:
+            fixed |= self._of_steps(self.effort.steps)
+        for name, value in fixed.items():
+            if (found := getattr(settings, name)) != value:
+                yield f"its {name} is {found}, and that of this training {value}"
+        if tokens is not None and not (
+            tokens.dtype == torch.int64
+            and tokens.dim() == 1
+            and len(tokens)
+            and bool((tokens.diff() > 0).all())
+            and 0 <= int(tokens[0]) <= int(tokens[-1]) < self.problem.vocabulary_size
+        ):
+            yield "the tokens of its loss are not those of a vocabulary"
+
+    @property
+    def _precision(self) -> Any:
+        asked = self.effort.precision
+        return usual_precision(self.problem.device.type) if asked == "auto" else asked
+
+    def _of_steps(self, steps: int) -> dict[str, Any]:
+        """The settings that follow from the steps that are asked for."""
+        return {"steps": steps, "every": -(-steps // EVALUATIONS)}
 
     def _write(self, progress: Progress) -> None:
         if self.checkpoint is not None:
@@ -416,9 +463,7 @@ class TrainingLoop:
         """The start, evaluated; minutes become steps now and never again."""
         started, device = time.perf_counter(), self.problem.device
         weights = self._initial()
-        precision: Any = self.effort.precision
-        if precision == "auto":
-            precision = usual_precision(device.type)
+        precision = self._precision
         vocabulary = self.problem.vocabulary(precision)
         settings = Settings(
             steps=1, every=1, precision=precision, threads=torch.get_num_threads(), device=device.type
@@ -441,8 +486,7 @@ class TrainingLoop:
         """Steps, and how often to evaluate. evaluation: seconds of one. started: when training began."""
         found = vars(progress.settings)
         if self.effort.steps is not None:
-            steps = self.effort.steps
-            return Settings(**{**found, "steps": steps, "every": -(-steps // EVALUATIONS)})
+            return Settings(**{**found, **self._of_steps(self.effort.steps)})
         assert self.effort.minutes is not None, "a recipe has steps or minutes"
         step = self._pilot(progress)
         others = self.beside.seconds + self.beside.evaluations * evaluation + time.perf_counter() - started

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from offramp.heads.file import heads_path
-from offramp.kit.numbers import Count, NotNegative, Number, Proportion, Whole
+from offramp.kit.numbers import Count, NotNegative, Number, Proportion, Threads, Whole
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.training_record import TRAINING_FILE
 from offramp.training.recipe import Recipe
@@ -59,7 +59,7 @@ class Settings:
     every: Count
     """Steps from one evaluation to the next."""
     precision: Precision
-    threads: Count
+    threads: Threads
     """The order of sums depends on them, and on the device."""
     device: str
 
