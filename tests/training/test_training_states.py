@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from offramp.models.model import Model
 from offramp.tracing.fitting.fitting_documents import FittingRows, plan_rows
 from offramp.training import states as module
 from offramp.training.folder import FIT, HELD_OUT
-from offramp.training.states import StatesPlan, read_states, require_enough, write_states
+from offramp.training.states import StatesPlan, read_states, require_enough, require_planned, write_states
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -78,6 +79,26 @@ def test_they_are_read_back_under_their_key_alone(tmp_path: Path) -> None:
     assert torch.equal(again.held_out, found.held_out)
     assert read_states(tmp_path / "states", "another key") is None
     assert read_states(tmp_path / "nowhere", "key") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda found: replace(found, layers=(9, 9, 9)), "of other layers"),
+        (lambda found: replace(found, fit=found.fit.to(torch.float16)), "sizes or types"),
+        (lambda found: replace(found, fit=found.fit[:, :, :4]), "sizes or types"),
+        (lambda found: replace(found, fit=found.fit[:0]), "it has 0 rows"),
+        (lambda found: replace(found, held_out=found.held_out.repeat(2, 1, 1)), "rows, and"),
+        (lambda found: replace(found, held_out=found.held_out * float("nan")), "not finite"),
+    ],
+)
+def test_states_that_are_not_of_the_plan_are_refused(tmp_path: Path, change: Any, words: str) -> None:
+    model = tiny_llama()
+    plan = StatesPlan.of(model, planned(model), (1, 2), TOKENS)
+    found = written(tmp_path, model, plan.rows)
+    require_planned(found, plan, tmp_path)
+    with pytest.raises(DamagedFileError, match=words):
+        require_planned(change(found), plan, tmp_path)
 
 
 @pytest.mark.parametrize("place", [5, 300, -1])
@@ -142,7 +163,7 @@ def test_a_disk_that_becomes_full_leaves_nothing(tmp_path: Path, monkeypatch: py
 def test_too_little_text_says_what_there_is() -> None:
     model = tiny_llama()
     plan = StatesPlan.of(model, planned(model, tokens=60), (1,), 60)
-    require_enough(plan, plan.fit_rows)
+    require_enough(plan.fit_rows, plan.fit_rows)
     with pytest.raises(InputError, match=f"there are {plan.fit_rows} tokens to train on") as error:
-        require_enough(plan, plan.fit_rows + 1)
+        require_enough(plan.fit_rows, plan.fit_rows + 1)
     assert "offramp heads fit" in error.value.fix

@@ -44,6 +44,7 @@ from offramp.training.states import (
     StatesPlan,
     read_states,
     require_enough,
+    require_planned,
     tokens_read,
     write_states,
 )
@@ -372,7 +373,7 @@ def prepare_readings(job: Job) -> Prepared:
     tokens = _tokens(job)
     trained_on, judged_on = _plan(job, tokens)
     plan = StatesPlan.of(model, trained_on, recipe.at, tokens)
-    require_enough(plan, recipe.batch)
+    require_enough(plan.fit_rows, recipe.batch)
     _require_memory(job)
     if job.on_size is not None:
         job.on_size(plan.bytes)
@@ -502,4 +503,7 @@ def _states(job: Job, plan: StatesPlan) -> CachedStates:
         title = f"{job.model.name}: hidden states"
         with token_bar(title, plan.rows.tokens, shown=job.shown) as advance:
             states = write_states(job.model, plan, folder, key, advance)
+    else:
+        require_planned(states, plan, folder)
+    require_enough(len(states.fit), job.recipe.batch)
     return states

@@ -25,6 +25,9 @@ from offramp.training.folder import FIT, HELD_OUT, clear_states, require_room
 HELD_OUT_ROWS = 8192
 """Held-out rows kept at most, evenly from all held-out documents: what figures are taken from."""
 
+ROWS_AT_ONCE = 4096
+"""That are looked at together."""
+
 
 @dataclass(frozen=True)
 class States:
@@ -96,11 +99,15 @@ class StatesPlan:
         return _row_counts(self.rows)[0]
 
     @property
+    def held_out_rows(self) -> int:
+        """Those of them that are kept, at most."""
+        return -(-_row_counts(self.rows)[1] // self.stride)
+
+    @property
     def bytes(self) -> int:
         """That both files take, at most."""
-        held_out = -(-_row_counts(self.rows)[1] // self.stride)
         row = len(self.layers) * self.hidden
-        return row * (2 * self.fit_rows + self.dtype.itemsize * held_out) + 2 * HEADER_BYTES
+        return row * (2 * self.fit_rows + self.dtype.itemsize * self.held_out_rows) + 2 * HEADER_BYTES
 
     def require_room(self, folder: Path) -> None:
         """Refuse what the disk has no room for, before anything is written. Raises DiskFullError."""
@@ -216,11 +223,27 @@ def _fix(folder: Path) -> str:
     return f"remove the folder {folder}: the same command makes it again"
 
 
-def require_enough(plan: StatesPlan, batch: int) -> None:
+def require_planned(states: CachedStates, plan: StatesPlan, folder: Path) -> None:
+    """Refuse states that an earlier process did not make of these rows. Raises DamagedFileError."""
+    most = {FIT: plan.fit_rows, HELD_OUT: plan.held_out_rows}
+    types = {FIT: torch.bfloat16, HELD_OUT: plan.dtype}
+    for name, kept in {FIT: states.fit, HELD_OUT: states.held_out}.items():
+        why = None
+        if states.layers != plan.layers or kept.dtype != types[name] or kept.shape[2] != plan.hidden:
+            why = "its states are of other layers, sizes or types than the model's"
+        elif not 0 < len(kept) <= most[name]:
+            why = f"it has {len(kept)} rows, and {most[name]} were planned"
+        elif not all(bool(torch.isfinite(some).all()) for some in torch.split(kept, ROWS_AT_ONCE)):
+            why = "it holds a number that is not finite"
+        if why is not None:
+            raise FILE.damaged(folder / name, why, _fix(folder))
+
+
+def require_enough(rows: int, batch: int) -> None:
     """Refuse too little text to fill one batch. Raises InputError that says what there is."""
-    if plan.fit_rows < batch:
+    if rows < batch:
         raise InputError(
-            f"there are {plan.fit_rows:,} tokens to train on, beside the half of the text left for tuning "
+            f"there are {rows:,} tokens to train on, beside the half of the text left for tuning "
             f"and documents held out; one step takes {batch:,}, and training tens of thousands",
             where="workloads= (--workload)",
             fix="give more text or raise --tokens; so little allows a lens in closed form: offramp heads fit",
