@@ -38,6 +38,7 @@ from offramp.training.divergence import TrainingHead
 from offramp.training.folder import CHECKPOINT, FIT, STATES
 from offramp.training.lens_and_block import TrainedReadings
 from offramp.training.loop import Steps, read_checkpoint
+from offramp.training.record import RECORD
 from offramp.training.states import FILE as STATES_FILE
 from offramp.training.train import TrainedExits, train_exits
 from offramp.workloads.packing import PlannedAnswer
@@ -592,6 +593,9 @@ def test_the_record_is_json_that_says_what_it_cost(tmp_path: Path) -> None:
     assert rows["fit"] + rows["held_out"] == rows["tokens"] - rows["documents"]
     assert value["trained"][0]["agreement"] == found.record.trained[0].agreement
     assert len(value["trained"][0]["leaving"]) == len(value["floors"])
+    RECORD.write(tmp_path / "training.json", replace(found.record, trained=()))
+    with pytest.raises(DamagedFileError, match="0 evaluations trained, of"):
+        RECORD.read(tmp_path / "training.json")
 
 
 def test_the_code_of_a_training_is_all_that_it_runs() -> None:

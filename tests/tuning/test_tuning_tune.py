@@ -335,6 +335,7 @@ def resealed(entry: str, **changed: Any) -> Callable[[dict[str, Any]], str]:
         (resealed("certificate", documents=-5), "certificate.documents"),
         (resealed("agreement", value=17.0), "agreement: it must be a share from 0 to 1"),
         (resealed("seconds_per_token", value=-1.0), "seconds_per_token: it must be above 0"),
+        (lambda whole: sealed(whole | {"kv": "warp"}), r"kv: 'warp'"),
         (resealed("documents", certify=-5), "documents.certify"),
         (resealed("document_texts", search=["zz"]), "must be the sketch of a text, not 'zz'"),
         (lambda whole: json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy"),

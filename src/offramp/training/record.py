@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -278,8 +279,18 @@ class GateRecord(GateCourse):
 
 
 AGAIN = "give --overwrite to train again, or choose another folder with -o"
+
+
+def _contradictions(record: TrainingRecord) -> Iterator[str]:
+    """What of a record cannot be true beside the rest of it."""
+    for name in ("before", "trained"):
+        if (found := len(getattr(record, name))) != (places := len(record.places)):
+            yield f"it has {found} evaluations {name}, of {places} exits"
+
+
 RECORD = SealedFile(
     TrainingRecord,
+    contradictions=_contradictions,
     what="the record {name} of a training is damaged",
     fix=AGAIN,
     version=2,

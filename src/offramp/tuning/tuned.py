@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from offramp.errors import InputError, refused_as
+from offramp.errors import InputError, refused_as, shortened
 from offramp.files import write_sealed_json
 from offramp.heads.file import heads_path
 from offramp.kit.numbers import Count, Whole
@@ -20,6 +20,7 @@ from offramp.policies.binding import TunedOn
 from offramp.policies.decisions import task_of
 from offramp.policies.figures import PLAIN_DECODING, PositiveOf, ShareOf, SkippedOf
 from offramp.policies.grammar import TUNED, TUNED_SCHEMA_VERSION, read_policy_file, require_whole
+from offramp.policies.kv import STRATEGIES
 from offramp.policies.policy import ExitPolicy, columns_of
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.whole_request import WholeRequest
@@ -262,6 +263,9 @@ def read_tuned(path: str | Path) -> Tuned:
     what, fix = "the tuned policy is not what offramp writes", "run offramp tune again"
     with refused_as(InputError, what, InvalidRecordError, where=str(path), fix=fix):  # of another program
         tuned = from_json(Tuned, value)
+    for kv in (tuned.kv, *(candidate.kv for candidate in tuned.candidates)):
+        if kv not in STRATEGIES:
+            raise InputError(f"{what} (kv: {shortened(repr(kv))})", where=str(path), fix=fix)
     return tuned
 
 

@@ -197,7 +197,7 @@ def test_results_of_an_older_offramp_are_refused_with_what_to_do(
         case.add(StudyCell("decode", "", "alpha", workload="prose"), decode), {"bench": {"validity": "VALID"}}
     )
     case.write()
-    with pytest.raises(InputError, match="decode results are those of an older offramp") as caught:
+    with pytest.raises(InputError, match="decode results are not what this offramp writes") as caught:
         read_study_folder(case.folder.path)
     assert "offramp study run" in caught.value.fix
     assert caught.value.where == str(case.folder.path)

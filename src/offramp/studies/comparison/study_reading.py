@@ -423,7 +423,8 @@ class StudyReader:
     def result(self, key: str) -> Any:
         """A task's result, read and verified once.
 
-        Raises DamagedFileError if its bytes changed, InputError for one of an older offramp.
+        Raises DamagedFileError if its bytes changed, InputError for one of an older offramp, or
+        that says what cannot be.
         """
         if key not in self._results:
             task = self.plan.tasks[key]
@@ -432,7 +433,7 @@ class StudyReader:
             except ForeignFileError as error:
                 what = "run" if self.plan.is_run else "study"
                 raise InputError(
-                    f"the {what}'s {task.kind} results are those of an older offramp ({error.__cause__})",
+                    f"the {what}'s {task.kind} results are not what this offramp writes ({error.__cause__})",
                     where=str(self.folder.path),
                     fix="do it again with this offramp, which keeps what it can read: "
                     + self.folder.command(),
