@@ -24,7 +24,8 @@ from offramp.heads.parts import (
 )
 from offramp.kit.numbers import Count
 from offramp.kit.sealed_tensors import Arrays, seal_of
-from offramp.kit.typed import AS_WRITTEN, Of, from_json
+from offramp.kit.stays_json import AS_WRITTEN, Of
+from offramp.kit.typed import from_json
 from offramp.workloads.shared_text import WHOLE, Sketch
 
 

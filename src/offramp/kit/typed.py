@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,31 +62,6 @@ class _Number:
 
         return core_schema.no_info_before_validator_function(
             lambda value: math.nan if value is None else value, core_schema.float_schema()
-        )
-
-
-class _AsWritten:
-    """How a number is read that is used as the file has it: a text of digits, or a truth, is none."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return cast("CoreSchema", {**handler(source), "strict": True})
-
-
-AS_WRITTEN = _AsWritten()
-"""Annotates an int field of a record that is only held against JSON (see `Of`)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Of:
-    """Annotates a field of JSON that stays as it is, and of which a record says what it must hold."""
-
-    record: type
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_wrap_validator_function(
-            lambda value, read: (read(value), value)[1], handler.generate_schema(self.record)
         )
 
 

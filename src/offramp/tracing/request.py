@@ -14,7 +14,7 @@ from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.given import Kind
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.rules import suggest
-from offramp.kit.typed import AS_WRITTEN, Of
+from offramp.kit.stays_json import AS_WRITTEN, Of
 from offramp.models.devices import CPU
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS, Fact
 
