@@ -179,7 +179,7 @@ class StudyFolder:
         """The result of a task that is done, of its kind of work.
 
         Raises InputError if it is not done, or leaves no such file; DamagedFileError if its bytes changed, or
-        that kind leaves something else.
+        that kind leaves something else, or the answer to something else.
         """
         manifest, problems = self._examine(task.kind, task.key, whole=False)
         folder = self.task_folder(task)
@@ -191,7 +191,10 @@ class StudyFolder:
                 where=str(folder / RESULT),
                 fix=f"give its command again: {self.command()}",
             )
-        return kind.result_in(folder)
+        result = kind.result_in(folder)
+        if (why := kind.unlike(result, task)) is not None:
+            raise MANIFEST_FILE.damaged(folder / RESULT, why)
+        return result
 
     def finished(self) -> list[tuple[str, str]]:
         """Kind and key of every task that left a manifest here, whether or not a plan names it."""

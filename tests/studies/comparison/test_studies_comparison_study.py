@@ -29,6 +29,7 @@ from offramp.costs.machine_registry import find_machine
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.typed import finite_json
+from offramp.policies.grammar import parse_policy
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
 from offramp.studies.comparison.results import Comparison, Row, StrategyResult
@@ -45,6 +46,7 @@ from offramp.studies.comparison.study_reading import (
 )
 from offramp.studies.task import StudyCell, Task
 from offramp.studies.work.decode import DecodingResult
+from offramp.studies.work.replay import ReplayWork
 from offramp.studies.work.tune import TuneWork
 from offramp.timing.results import LOOKUP, Cluster, Contender
 from offramp.tracing.trace import Trace
@@ -201,6 +203,22 @@ def test_results_of_an_older_offramp_are_refused_with_what_to_do(
         read_study_folder(case.folder.path)
     assert "offramp study run" in caught.value.fix
     assert caught.value.where == str(case.folder.path)
+
+
+def test_a_replay_of_another_policy_is_not_that_of_the_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = StudyCase(tmp_path / "study", monkeypatch)
+    trace = case.trace_task("alpha", "prose", 0.45, bytes_per_token=4)
+    case.add_row("alpha", "prose", trace, ("score", "replay"))
+    case.write()
+    (task,) = (task for task in case.folder.read_plan().tasks.values() if task.kind == "replay")
+    assert case.folder.result(ReplayWork, task).replay.policy == parse_policy(POLICY)
+    path = case.folder.task_folder(task) / "result.json"
+    path.write_text(path.read_text().replace(POLICY, "static:exit=99"))
+    case.folder.finish(task, 1.0)
+    with pytest.raises(DamagedFileError, match=f"it is of static:exit=99 with propagate, not of {POLICY}"):
+        case.folder.result(ReplayWork, task)
 
 
 def decoded(result: DecodingResult) -> Finished:

@@ -6,13 +6,15 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from offramp.defaults import SEED
+from offramp.errors import PolicyError
 from offramp.kit.numbers import Count
+from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import ReplayFigures, ReplayIntervals, replay, replay_intervals
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.work import WorkContext
 
 if TYPE_CHECKING:
-    from offramp.studies.task import TaskCost
+    from offramp.studies.task import Task, TaskCost
     from offramp.studies.task_costs import Sizes
 
 SECONDS_PER_FACT = 4e-6
@@ -40,6 +42,17 @@ class ReplayWork(PricedWork[Replayed]):
     kv: str = "propagate"
     batch: int = 1
     seed: int = SEED
+
+    @classmethod
+    def unlike(cls, result: Replayed, task: Task) -> str | None:
+        """One of another policy is. A policy's file may be gone, and is not looked for."""
+        found, asked = result.replay, task.recipe
+        try:
+            policy = parse_policy(asked["policy"])
+        except PolicyError:
+            policy = found.policy
+        alike = (found.policy, found.kv) == (policy, asked["kv"])
+        return None if alike else f"it is of {found.policy} with {found.kv}, not of {policy}"
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It reads its trace."""

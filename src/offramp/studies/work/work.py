@@ -204,6 +204,11 @@ class Work(ABC, Generic[Result]):
         found: Result = read_record(folder / RESULT, cls.result_type(), FILE.refused)
         return found
 
+    @classmethod
+    def unlike(cls, result: Result, task: Task) -> str | None:
+        """Why a result cannot be that of a task, None where it can."""
+        return None
+
     # --- as a task
 
     @classmethod
