@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.kit.given_file import Location, line_at, shown_location
+from offramp.errors import InputError
+from offramp.kit.given_file import Location, line_at, read_toml, shown_location
 
 TEXT = '''# a comment with [brackets] and = signs
 models = ["a", {name = "b", source = "x # y"}]   # 2
@@ -59,6 +63,41 @@ def test_a_missing_key_has_the_line_of_its_table() -> None:
     assert line_at(TEXT, ("workloads", 1, "source", "x")) == 16
     assert line_at("", ("anything",)) == 1
     assert shown_location(("workloads", 1, "more", "deep")) == "workloads[2].more.deep"
+
+
+def test_each_step_towards_a_line_is_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a = {b = [[[\n" + "1, # ]\n" * 500 + "]]]}\n[c]\nd = 1\n"
+    readings = list[str]()
+    read = tomllib.loads
+    monkeypatch.setattr(tomllib, "loads", lambda text: readings.append(text) or read(text))
+    assert line_at(text, ("c", "d")) == 504
+    assert line_at(text, ("a", "b", 0, 0, 250)) == 252
+    assert len(readings) <= 2 * (1 + 9 + 1)
+
+
+BEYOND = {
+    "a = 1\n" + ".".join("b" * 65) + " = 1\n": "a key has more than 64 parts",
+    "a = 1\n[" + " . ".join(['"b"'] * 70) + "]\n": "a key has more than 64 parts",
+    "a = 1\nb = [1, " + "1" * 5000 + "]\n": "a number has more than 600 digits",
+}
+
+
+@pytest.mark.parametrize("text", BEYOND)
+def test_what_python_reads_slowly_or_not_at_all_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_toml(path, "study file")
+    assert error.value.what == f"the study file is not TOML: {BEYOND[text]}"
+    assert error.value.where == f"{path}, line 2"
+
+
+def test_texts_and_comments_may_hold_what_keys_and_numbers_may_not(tmp_path: Path) -> None:
+    dots, digits = ".".join("b" * 99), "1" * 5000
+    path = tmp_path / "file.toml"
+    path.write_text(f'a = \'{dots}\' # {dots} {digits}\nb = """\n{digits}""""\n{".".join("c" * 64)} = 1\n')
+    values, _ = read_toml(path, "study file")
+    assert (values["a"], values["b"]) == (dots, digits + '"')
 
 
 def written(value: Any) -> str:

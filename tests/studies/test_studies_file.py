@@ -339,6 +339,20 @@ def test_two_cells_that_are_one(tmp_path: Path, text: str, where: str) -> None:
     assert where in caught.value.where
 
 
+def test_plug_ins_are_looked_for_as_often_for_many_workloads_as_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+    monkeypatch.setattr("offramp.plug_ins.entry_points", lambda group: asked.append(group) or ())
+    counts = []
+    for number in (1, 5):
+        workloads = [f"txt:{place}.txt" for place in range(number)]
+        study_of(tmp_path, f'models = ["smollm2"]\nworkloads = {workloads}\n')
+        counts.append(asked.count("offramp.workloads"))
+        asked.clear()
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_file_that_is_no_toml_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "STUDY.toml"
     path.write_text('models = ["a"]\nworkloads = [prose]\n')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import re
 import tomllib
@@ -22,9 +21,21 @@ from offramp.kit.rules import suggest
 Location = tuple[str | int, ...]
 """Keys and places in lists (from 0), from the top of the file: ("models", 1, "stage")."""
 
-_BRACKETS = ("", "]", "}", "]]", "]}", "}]", "]}]", "}]}", "]]]")
-_CLOSINGS = tuple(quotes + brackets for brackets in _BRACKETS for quotes in ("", '"""', "'''"))
-"""What makes the first lines of a file whole: one may end within a list or a text of several lines."""
+MOST_PARTS = 64
+"""Of a dotted key: tomllib takes time by the square of their number."""
+MOST_DIGITS = 600
+"""Of a whole number: Python reads no more than some thousand, and 640 where it is told to read the fewest."""
+
+_TOKENS = re.compile(
+    r"""#[^\n]*|\n|[\[\]{}]"""
+    r"""|"{3}(?:[^\\]|\\.)*?(?:"{3,5}|\Z)|'{3}.*?(?:'{3,5}|\Z)|"(?:[^"\\\n]|\\.)*+"?|'[^'\n]*+'?""",
+    re.DOTALL,
+)
+"""Comments, ends of lines, brackets and texts."""
+_BEYOND = {
+    rf"(?:\.[ \t]*+[\w-]++[ \t]*+){{{MOST_PARTS}}}": f"a key has more than {MOST_PARTS} parts",
+    rf"(?<![\w.])\d[\d_]{{{MOST_DIGITS}}}": f"a number has more than {MOST_DIGITS} digits",
+}
 
 
 def line_at(text: str, location: Location) -> int:
@@ -33,32 +44,47 @@ def line_at(text: str, location: Location) -> int:
     A table's line is that of its header; the whole file's, (), is 1.
     """
     location = location[: _depth(tomllib.loads(text), location)]
-    lines = text.split("\n")
+    lines, closings = text.split("\n"), _closings(text)
     first, last = 1, len(lines)
     while first < last:
         middle = (first + last) // 2
-        if _depth(_begun(lines[:middle]), location) == len(location):
+        begun = "\n".join([*lines[:middle], closings[middle - 1]])
+        if _depth(tomllib.loads(begun), location) == len(location):
             last = middle
         else:
             first = middle + 1
     return first
 
 
-def _begun(lines: Sequence[str]) -> dict[str, Any]:
-    """What the first lines of a file say."""
-    for end in range(len(lines), 0, -1):
-        for closing in _CLOSINGS:
-            with contextlib.suppress(tomllib.TOMLDecodeError):
-                return tomllib.loads("\n".join(lines[:end]) + "\n" + closing)
-    return {}
+def _closings(text: str) -> list[str]:
+    """What makes the first lines of a file whole, by their number: one may end within a list or a text."""
+    closings, brackets = list[str](), ""
+    for token in _TOKENS.findall(text):
+        if token in "[{":
+            brackets = {"[": "]", "{": "}"}[token] + brackets
+        elif token in "]}":
+            brackets = brackets[1:]
+        else:
+            closings += [brackets if token == "\n" else token[:3] + brackets] * token.count("\n")
+    return [*closings, brackets]
+
+
+def _require_readable(text: str) -> None:
+    """Raise ValueError, with the line as tomllib says it, for what Python reads slowly or not at all."""
+    apart = {"#": "", "\n": "", '"': "text", "'": "text"}
+    plain = _TOKENS.sub(lambda token: apart.get(token[0][0], token[0]) + "\n" * token[0].count("\n"), text)
+    for pattern, what in _BEYOND.items():
+        if (found := re.search(pattern, plain)) is not None:
+            raise ValueError(f"{what} (at line {plain.count(chr(10), 0, found.start()) + 1}, column 1)")
 
 
 def places_of(values: Any, location: Location) -> tuple[int, ...]:
     """A location, as far as a file has it, by places in the order of the file."""
     places = []
     for part in location:
-        length = len(values) if isinstance(values, dict | list) else 0
-        keys: list[str | int] = list(values) if isinstance(values, dict) else list(range(length))
+        keys: Sequence[str | int] = list(values) if isinstance(values, dict) else range(0)
+        if isinstance(values, list):
+            keys = range(len(values))
         if part not in keys:
             break
         places.append(keys.index(part))
@@ -148,6 +174,7 @@ def read_toml(path: Path, what: str) -> tuple[dict[str, Any], Source]:
     """
     text = read_given_text(path, what)
     try:
+        _require_readable(text)
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits, too
         raise _not_toml(path, what, error) from error
@@ -185,7 +212,8 @@ def _invalid(
     """The error for the first value that does not fit, in the file's order. kind, values: of the whole."""
     found = {tuple(fault["loc"]): fault for fault in error.errors()}
     # A list is called too short, too, when an entry of it does not fit.
-    innermost = [loc for loc in found if not any(loc == other[: len(loc)] for other in found if other != loc)]
+    around = {loc[:length] for loc in found for length in range(len(loc))}
+    innermost = [loc for loc in found if loc not in around]
     first = min(innermost, key=lambda loc: (places_of(values, loc), -len(loc)))
     if found[first]["type"] == "missing":
         # It may be there, mistyped: an unknown key of the same table says more.

@@ -345,25 +345,32 @@ def _entries(study: Study, axis: str) -> Sequence[AxisEntry]:
 
 def check_workloads(study: Study) -> None:
     """Refuse sources that no workload is known by; whether a file is there is told when it is read."""
+    known = _known_workloads()
     for index, workload in enumerate(study.workloads):
-        _check_source(study, workload.source, ("workloads", index, "source"))
+        _check_source(study, workload.source, ("workloads", index, "source"), known)
     names = {workload.name for workload in study.workloads}
     for axis, key in (("heads", "fit"), ("trainings", "text")):
         for index, entry in enumerate(getattr(study, axis)):
             for number, text in enumerate(getattr(entry, key)):
                 if text not in names and text != OWN:
-                    _check_source(study, text, (axis, index, key, number), names)
+                    _check_source(study, text, (axis, index, key, number), known, names)
 
 
-def _check_source(study: Study, source: str, location: Location, names: Collection[str] = ()) -> None:
-    """Refuse a source that is unknown or has no such size. names: that would do as well."""
+def _known_workloads() -> frozenset[str]:
+    """Names of workloads, asked once for a whole study: plug-ins are looked for each time."""
+    return frozenset(description.name for description in describe_workloads())
+
+
+def _check_source(
+    study: Study, source: str, location: Location, known: Collection[str], names: Collection[str] = ()
+) -> None:
+    """Refuse a source that is unknown or has no such size. known: workloads. names: that would do as well."""
     prefix, text = split_continued(source)
     if prefix:
         with placed(study, *location):
             sizes_of(prefix, text)
     if is_given(text):
         return
-    known = {description.name for description in describe_workloads()}
     kind, _, argument = text.partition(":")
     # One that takes no argument is known by its name alone, and by each of its sizes.
     takes_argument = kind not in known and any(name.startswith(f"{kind}:") for name in known)
@@ -461,6 +468,7 @@ def check_transforms(study: Study) -> None:
 
 def check_pruning(study: Study) -> None:
     """Refuse to prune by what the file does not pin down, or what stays on disk."""
+    known = _known_workloads()
     for step, location in all_steps(study):
         if isinstance(step, Prune) and step.trace is not None:
             raise InputError(
@@ -469,7 +477,7 @@ def check_pruning(study: Study) -> None:
                 fix="leave out trace=, or name the layers: prune:drop=21+22",
             )
         for source in measured_on([step]):
-            _check_source(study, source, location)
+            _check_source(study, source, location, known)
             kind, _, path = split_continued(source)[1].partition(":")
             if kind in FILE_SOURCES and not Path(path).is_absolute():
                 raise InputError(
