@@ -214,6 +214,8 @@ def test_a_policy_that_answers_what_none_may_is_named(
         ({"decide": "facts['top1'].fill(5)", "needs": "{1: ('top1',)}"}, ("top1",)),
         ({"more": "final_facts = ('top1',)", "decider": "Ends(streams)"}, ("top1",)),
         ({"decider": "Begins(streams)"}, ()),
+        ({"decider": "Flips(streams)", "needs": "{1: ('top1',)}"}, ("top1",)),
+        ({"decider": "Reaches(streams)", "needs": "{1: ('top1',)}"}, ("top1",)),
     ],
 )
 def test_a_policy_cannot_write_into_what_it_is_given(
@@ -227,12 +229,20 @@ class Ends(Leaves):
 class Begins(Leaves):
     def begin(self, tokens):
         tokens.index.fill(1)
+
+class Flips(Leaves):
+    def decide(self, exit, facts):
+        facts["top1"].flags.writeable = True
+
+class Reaches(Leaves):
+    def decide(self, exit, facts):
+        facts["top1"].base[:1] = b"1"
 """
     source = POLICY.format(**{**ALL_LEAVE, **fault}).replace("@dataclass", f"{writes}\n@dataclass")
     place = install("policies", source)
     trace = make_trace()
     before = {name: trace.fact(name).copy() for name in facts}
-    with pytest.raises(PolicyError, match="read-only") as refused:
+    with pytest.raises(PolicyError, match=r"read-only|cannot set WRITEABLE|item assignment") as refused:
         replay_decisions(parse_policy("mine"), trace)
     assert place in refused.value.where
     for name, values in before.items():

@@ -43,6 +43,15 @@ def of_facts(document: Any = DOCUMENT, **given: Any) -> Trace:
         (lambda: of_facts([-1, 0, 0, 0, 1, 1]), "-1 is no document of 6 tokens"),
         (lambda: of_facts([0, 0, 0, 0, 1, 2**31 - 1]), "2147483647 is no document of 6 tokens"),
         (lambda: of_facts([0, 0]), r"top1 is an array \[6, 4\]"),
+        (lambda: of_facts([0, 1, 0, 0, 1, 1]), "the rows of document 0 are not contiguous"),
+        (
+            lambda: of_facts(exits=[1, 2, 3, 5]),
+            r"the exits \[1, 2, 3, 5\] do not rise from 1 or more and end at layer 4",
+        ),
+        (lambda: of_facts(exits=[1, 2]), "do not rise from 1 or more and end at layer 4"),
+        (lambda: of_facts(exits=[3, 3, 1, 4]), "do not rise from 1 or more and end at layer 4"),
+        (lambda: of_facts(exits=[-1, 2, 3, 4]), "do not rise from 1 or more and end at layer 4"),
+        (lambda: of_facts(exits=[]), "do not rise from 1 or more and end at layer 4"),
         (lambda: of_facts(exits=[1, 4]), r"top1 is an array \[6, 4\]"),
         (lambda: of_facts(position=[1, 2]), r"position is an array \[2\]"),
     ],
@@ -50,6 +59,18 @@ def of_facts(document: Any = DOCUMENT, **given: Any) -> Trace:
 def test_what_is_no_part_of_a_trace_is_named(call: Callable[[], Any], what: str) -> None:
     with pytest.raises(InputError, match=what):
         call()
+
+
+def test_no_array_of_a_trace_can_be_written_to() -> None:
+    given = np.full(6, 0.5)
+    whole = of_facts(document_facts={"prompt_entropy": given}, reference_top1=TOP1[:, 3])
+    for one in (whole, whole.subset([1])):
+        for values in (one.exits, *one.token_columns.values(), one.top1, one.full_top1):
+            with pytest.raises(ValueError, match="read-only"):
+                values[:] = 0
+        with pytest.raises(ValueError, match="read-only"):
+            one.document_fact("prompt_entropy")[:] = 0.0
+    given[0] = 1.0  # what somebody else holds stays theirs
 
 
 def test_rows_are_chosen_by_number_or_by_truth() -> None:

@@ -139,9 +139,8 @@ class HeldDecider(Decider):
 
 
 def _unwritable(values: NDArray[Any]) -> NDArray[Any]:
-    view = values.view()
-    view.flags.writeable = False
-    return view
+    """A copy in memory that nobody can write to: a view may be made writable again."""
+    return np.ndarray(values.shape, values.dtype, buffer=values.tobytes())
 
 
 def _all_unwritable(facts: FactsAtExit) -> FactsAtExit:

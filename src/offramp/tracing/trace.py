@@ -56,7 +56,7 @@ class Marginal:
 
 
 class Trace(ShownAsHtml):
-    """Facts as numpy arrays [tokens, exits], read when first asked for.
+    """Facts as numpy arrays [tokens, exits], read when first asked for, and none can be written to.
 
     exits: int [exits], the last is L. token, next_token, document, position: int [tokens]; generated: bool
     [tokens]. `document` indexes `documents`. Rows of one document are contiguous; an invalid one has none.
@@ -81,15 +81,16 @@ class Trace(ShownAsHtml):
         full_top1: FactArray | None = None,
     ) -> None:
         self.fact_names = tuple(fact.name for fact in FACTS) if fact_names is None else tuple(fact_names)
-        self._document_facts = dict(document_facts or {})
-        self.exits = exits
+        self._document_facts = {name: read_only(fact) for name, fact in (document_facts or {}).items()}
+        self.exits = read_only(exits)
+        tokens = {name: read_only(column) for name, column in tokens.items()}
         self.token: NDArray[np.int32] = tokens["token"]
         self.next_token: NDArray[np.int32] = tokens["next_token"]
         self.document: NDArray[np.int32] = tokens["document"]
         self.position: NDArray[np.int32] = tokens["position"]
         self.generated: NDArray[np.bool_] = tokens["generated"]
         self.reference_top1: NDArray[np.int32] | None = tokens.get(REFERENCE_TOP1)
-        self._full_top1 = full_top1
+        self._full_top1 = None if full_top1 is None else read_only(full_top1)
         self.documents = documents
         self.shape = shape
         self.provenance = dict(provenance)
@@ -215,12 +216,14 @@ class Trace(ShownAsHtml):
     ) -> Trace:
         """A trace held in memory, for tests and for plug-in authors; `facts` may hold only some columns.
 
-        facts: by name, [tokens, exits]. document: of each token, numbered from 0; at most as many as tokens.
+        facts: by name, [tokens, exits]. document: of each token, numbered from 0, the rows of each
+        contiguous. exits: layers in rising order, the last L; by default all.
 
         Raises InputError for arrays that do not fit each other.
         """
         count = len(document)
         exits = np.arange(1, len(shape.layers) + 1) if exits is None else exits
+        _require_exits(exits, len(shape.layers))
         _require_arrays(facts, document, len(exits), position, reference_top1)
         zeros = np.zeros(count, dtype=np.int32)
         lengths = np.bincount(document)
@@ -306,7 +309,7 @@ class Trace(ShownAsHtml):
                 fix="trace the model again" if option is None else f"trace again with {option}",
             )
         if name not in self._facts:
-            self._facts[name] = self._read_fact(name)
+            self._facts[name] = read_only(self._read_fact(name))
         return self._facts[name]
 
     @checked
@@ -414,6 +417,17 @@ def _require_rows(rows: NDArray[np.int64] | NDArray[np.bool_], count: int) -> No
         )
 
 
+def _require_exits(exits: NDArray[np.int64], layers: int) -> None:
+    """Raise InputError for exits that no trace of a model has."""
+    rising = exits.ndim == 1 and bool((np.diff(exits) > 0).all())
+    if not rising or not exits.size or exits[0] < 1 or exits[-1] != layers:
+        raise InputError(
+            f"the exits {exits.tolist()} do not rise from 1 or more and end at layer {layers}",
+            where="exits=",
+            fix=f"give layers in rising order, {layers} as the last",
+        )
+
+
 def _require_arrays(
     facts: Mapping[str, FactArray],
     document: NDArray[np.int32],
@@ -436,6 +450,14 @@ def _require_arrays(
             where="document=",
             fix="number the documents 0, 1, 2 and so on",
         )
+    starts = document[np.flatnonzero(np.diff(document, prepend=-1))]
+    again = starts[np.bincount(starts)[starts] > 1]
+    if again.size:
+        raise InputError(
+            f"the rows of document {again[0]} are not contiguous",
+            where="document=",
+            fix="sort the rows of every array by document",
+        )
     arrays: dict[str, NDArray[Any] | None] = {**facts, "position": position, "reference_top1": reference_top1}
     for name, array in arrays.items():
         wanted = (count, exits) if name in facts else (count,)
@@ -445,6 +467,13 @@ def _require_arrays(
                 where=f"facts= {name}" if name in facts else f"{name}=",
                 fix=f"give {list(wanted)}: tokens, and exits for a fact",
             )
+
+
+def read_only(values: NDArray[Any]) -> NDArray[Any]:
+    """The same array, which cannot be written to by mistake."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 # What a trace reads with are functions of this module, so that it can be pickled.
