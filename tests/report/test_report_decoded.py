@@ -87,6 +87,7 @@ def test_a_prompt_stands_with_both_answers_and_where_they_part():
     page = Page(html)
     assert page.faults == []
     assert "At 95 %: always exit 20, which kept 93.8 % of the timed prompts" in page.text
+    assert "a token that the policy writes has 1.31 nats, and one of its own 1.22." in page.text
     assert "the cat s<mark>at &lt;/p&gt;on</mark>" in html
     assert '<p class="generated">the cat slept⟨001B⟩[2J\nlong</p>' in html
     without = replace(made, chosen=tuple(replace(one, answer=None) for one in policies))

@@ -246,7 +246,8 @@ def left_out(decoded: Decoded) -> list[str]:
 
 
 def sentences(decoded: Decoded) -> list[str]:
-    """The chosen policy's prediction held against the stopwatch, and whether predictions count here."""
+    """The chosen policy's prediction held against the stopwatch, whether predictions count here, and how
+    likely its text is."""
     lines = []
     main = decoded.main
     if main is not None and main.forecast is not None:
@@ -254,6 +255,12 @@ def sentences(decoded: Decoded) -> list[str]:
     verdict = decoded.prediction_counts
     if verdict is not None:
         lines.append(counts_sentence(verdict))
+    if main is not None and main.free_running is not None:
+        written, own = main.free_running.nll.value, main.free_running.plain_nll.value
+        lines.append(
+            f"To the full model a token that the policy writes has {decimal(written, 2)} nats, and "
+            f"one of its own {decimal(own, 2)}."
+        )
     return lines
 
 
