@@ -106,6 +106,7 @@ Mine = WorkloadSource("{}", load, "text", "n", "l", "d")
         ("return {}['x']", "the workload mine failed: KeyError: 'x'"),
         ("raise SystemExit", "the workload mine failed: SystemExit"),
         ("return Workload('mine', 'text', ('a', 'b'), 'l', 's')", "documents cannot be tuple"),
+        ("return Workload('prose', 'text', (Document('a', 'x'),), 'l', 's')", "mine calls itself 'prose'"),
         ("return Workload('mine', 'text', (Document('a', 'x', (5, -7)),), 'l', 's')", "at least 0"),
     ],
 )
@@ -191,6 +192,7 @@ def test_a_policy_that_answers_as_it_should_is_replayed(install: Install) -> Non
         ({"more": "document_facts = property(lambda self: ('luck',))"}, "the unknown fact 'luck'"),
         ({"more": "__str__ = lambda self: 1 / 0"}, "the policy mine failed: ZeroDivisionError"),
         ({"more": "__str__ = lambda self: 'never'"}, "its text 'never' does not begin with its name"),
+        ({"more": "__str__ = lambda self: 'mine:value=7'"}, "'mine:value=7' is read as another policy"),
         ({"more": "for_task = lambda self, task: None"}, "for_task gives None, not ExitPolicy"),
         ({"more": "short_list = property(lambda self: np.nan)"}, "short_list gives nan, not bool"),
         ({"more": "leaves_at = lambda self, layers: (layers,)"}, r"the exits \[6\] of its leaves_at"),
@@ -282,6 +284,7 @@ Mine = Machine()
         ("{}['x']", "the machine mine failed: KeyError: 'x'"),
         ("dataclasses.replace(costs, layers=-costs.layers)", "negative or not finite"),
         ("dataclasses.replace(costs, layers=costs.layers * np.nan)", "negative or not finite"),
+        ("dataclasses.replace(costs, layers=costs.layers * 0 + 1e308)", "or above 1e\\+30"),
         ("dataclasses.replace(costs, layers=costs.layers[:1])", "not one price per layer"),
         ("dataclasses.replace(costs, unit='bytes')", "its prices are in bytes"),
         ("dataclasses.replace(costs, probes={})", "no price for a probe"),
@@ -292,6 +295,13 @@ def test_a_machine_whose_prices_cannot_be_charged_is_named(install: Install, cos
     with pytest.raises(InputError, match=what) as refused:
         machine_prices(find_machine("mine"), example_shape(), 3.0)
     assert place in refused.value.where
+
+
+def test_a_machine_has_the_name_of_its_entry_point(install: Install) -> None:
+    place = install("hardware", MACHINE.format(costs="costs", profile={}).replace('"mine"', '"h100"'))
+    with pytest.raises(InputError, match="'mine' calls itself 'h100'") as refused:
+        find_machine("mine")
+    assert refused.value.where == place
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,9 @@ def test_a_broken_generation_config_is_refused_which_transformers_passes_over(ll
     [
         ("generation_config.json", b'{"max_new_tokens": "many"}'),
         ("chat_template.jinja", b"caf\xe9"),
+        ("tokenizer_config.json", b'{"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "up"}'),
+        ("tokenizer_config.json", b'{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": ["x"]}'),
+        ("tokenizer.json", b'{"model": {"type": "NoSuchModel"}}'),
     ],
 )
 def test_the_file_that_transformers_fell_over_is_named(llama_folder: Path, name: str, content: bytes) -> None:

@@ -207,7 +207,8 @@ def check_position(position: float) -> None:
     """Raise InputError unless the position is a number of at least 0, and not too large."""
     if not 0 <= position <= LARGEST_COUNT:
         raise InputError(
-            f"{position} is not a position in a sequence", fix="give a finite number, 0 for the first token"
+            f"{position} is not a position in a sequence",
+            fix=f"give a number from 0, the first token, to {LARGEST_COUNT:,}",
         )
 
 

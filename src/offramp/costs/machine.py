@@ -103,8 +103,8 @@ def fault_of_prices(costs: object, shape: ModelShape, batch: int) -> str | None:
     missing = [name for name in PROBES if name not in costs.probes]
     if missing:
         return f"it has no price for a probe of kind {missing[0]!r}"
-    if not all(math.isfinite(price) and price >= 0 for price in listed_prices(costs)):
-        return f"a price at batch {batch} is negative or not finite"
+    if not all(0 <= price <= LARGEST_NUMBER for price in listed_prices(costs)):
+        return f"a price at batch {batch} is negative or not finite, or above {LARGEST_NUMBER:g}"
     return "the full model takes no time" if costs.plain <= 0 else None
 
 

@@ -27,7 +27,7 @@ from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import CPU, device_name, find_device
 from offramp.models.gguf_file import cache_folder
 from offramp.models.identity import ATTENTION
-from offramp.plug_ins import Known, load_plug_in
+from offramp.plug_ins import Known, load_plug_in, refused
 
 FILE = SealedFile(
     TimingsProfile,
@@ -350,4 +350,7 @@ def _load(point: EntryPoint) -> Machine:
         return not isinstance(found, type) and isinstance(found, Machine)
 
     machine: Machine = load_plug_in(point, fits, "hardware", "a machine")
+    if machine.name != point.name:
+        what = f"the hardware of the entry point {point.name!r} calls itself {machine.name!r}"
+        raise refused(point, what)
     return machine

@@ -163,7 +163,12 @@ class OutputFolder(Generic[Asked]):
             with tempfile.TemporaryDirectory(prefix="offramp-") as name:
                 yield Path(name)
             return
-        self.require(path, asked, overwrite=overwrite, repair=repair)
+        try:
+            self.require(path, asked, overwrite=overwrite, repair=repair)
+        except (InputError, DamagedFileError):
+            # Who has just begun to write there holds the lock, and has not said yet what it writes.
+            if not (path / LOCK).is_file():
+                raise
         existed = path.exists()
         with locked_folder(path, f", or {self.choose}"):
             # As it is now that nobody else writes.

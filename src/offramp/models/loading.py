@@ -243,7 +243,7 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
         reading, file = "config", source.folder / "config.json"
         config = AutoConfig.from_pretrained(source.folder, **options)
         _check_quantisation(config, file)
-        reading, file = "tokenizer", source.folder / TOKENIZER_FILE
+        reading = "tokenizer"
         check_tokenizer_file(source.folder)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
     except BaseException as error:
@@ -252,7 +252,11 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
             raise remote_code(source.folder / "tokenizer_config.json") from error
         raise ModelError(
             f"transformers cannot read the {reading}: {_brief(error)}",
-            where=str(_broken_file(source.folder) or _not_utf8(source.folder, error) or file),
+            where=str(
+                _broken_file(source.folder)
+                or _not_utf8(source.folder, error)
+                or (file if reading == "config" else _unread_of_tokenizer(source.folder))
+            ),
             fix="install what brings the family, from offramp's sources: pip install ./experiments/lab"
             if _family_of(source) == LAB_FAMILY
             else "check that config.json and the tokenizer files are complete and of a known family",
@@ -408,6 +412,20 @@ def _broken_file(folder: Path) -> Path | None:
     paths = [folder / name for name in JSON_FILES]
     broken = (path for path in paths if path.is_file() and json_object_in(path, lenient=True) is None)
     return next(broken, None)
+
+
+def _unread_of_tokenizer(folder: Path) -> str:
+    """The tokenizer's file that transformers cannot read; where it can be read alone, those beside it."""
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER_FILE
+    try:
+        Tokenizer.from_file(str(path))
+    except BaseException as error:  # noqa: BLE001 - tokenizers' panics are no Exceptions
+        raise_if_not_a_librarys(error)
+        return str(path)
+    beside = [folder / name for name in JSON_FILES[1:3]]
+    return " or ".join(str(other) for other in beside if other.is_file()) or str(path)
 
 
 def _not_utf8(folder: Path, error: BaseException) -> Path | None:

@@ -37,7 +37,7 @@ from offramp.plug_ins import Known, asking, is_foreign, load_plug_in, refused
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.parameter_types import EXIT, SEVERAL_EXITS, require_balanced, split_outside_brackets
 from offramp.policies.policy import ExitBeyondError, ExitPolicy, Parameter, ParameterError, text_of
-from offramp.policies.policy_checks import require_claims
+from offramp.policies.policy_checks import broken, require_claims
 from offramp.policies.rules.around import Filtered, Minimum, NoDeeper
 from offramp.policies.rules.combined import Tasks, Votes
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
@@ -179,7 +179,20 @@ def _tuned_file(text: str) -> dict[str, Any] | None:
 
 
 def read_text(text: str) -> ExitPolicy:
-    """The policy of a text whose brackets are balanced; raises ParameterError at the character at fault."""
+    """The policy of a text whose brackets are balanced, others' held to what they say of themselves.
+
+    Raises ParameterError at the character at fault.
+    """
+    policy = _read_policy(text)
+    if is_foreign(type(policy)):
+        require_claims(policy)
+        said = str(policy)
+        if ExitPolicy.__str__(_read_policy(said)) != ExitPolicy.__str__(policy):
+            raise broken(policy, f"its text {said!r} is read as another policy")
+    return policy
+
+
+def _read_policy(text: str) -> ExitPolicy:
     kind_text, colon, settings = text.partition(":")
     kind = policy_kinds().get(kind_text)
     if kind is None:
@@ -206,10 +219,7 @@ def read_text(text: str) -> ExitPolicy:
         )
     try:
         with _asking(kind):
-            policy = kind(**values)
-        if is_foreign(kind):
-            require_claims(policy)
-        return policy
+            return kind(**values)
     except ParameterError as error:
         start, _ = starts.get(error.parameter or "", (0, ""))
         raise error.moved(start) from error

@@ -226,6 +226,8 @@ def contenders_of(
         found.append(LoadContender("cut head", SHORT_LIST, (replayed(trace, with_short_head(plain.policy)),)))
     known = [contender.rungs[0].policy for contender in found]
     for rung in rungs:
+        if any(rung.policy == contender.rungs[0].policy for contender in found if contender.role == POLICY):
+            raise InputError(f"the policy {rung.policy} is given twice", where="--policy", fix="give it once")
         if rung.policy not in known:
             name, text = short_name(rung.policy), str(rung.policy)
             taken = any(contender.name == name for contender in found)

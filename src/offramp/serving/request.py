@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -124,11 +125,9 @@ class Arrivals(NamedNumbers):
 
 
 def number_in(text: str) -> float | None:
-    """The finite number that a text is, None for any other text."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
+    """The finite number that a text is, in plain digits; None for any other text."""
+    plain = re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", text, re.ASCII | re.IGNORECASE)
+    value = float(text) if plain else math.inf
     return value if math.isfinite(value) else None
 
 

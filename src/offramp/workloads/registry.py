@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from offramp.errors import InputError, OfframpError, WorkloadError
 from offramp.kit.numbers import whole_number
-from offramp.plug_ins import Known, asking, load_plug_in, refused, unfit
+from offramp.plug_ins import Known, asking, is_foreign, load_plug_in, refused, unfit
 from offramp.workloads.audio import AUDIO
 from offramp.workloads.images import IMAGES
 from offramp.workloads.pairs import PAIRS
@@ -163,6 +163,9 @@ def load_workload(spec: str) -> Workload:
         workload: object = source.open(argument if colon else None)
     if not isinstance(workload, Workload):
         what = f"the workload {name} is an object of type {type(workload).__name__}, not a Workload"
+        raise unfit(source, what, WorkloadError)
+    if is_foreign(source) and workload.name.partition(":")[0] != name:
+        what = f"the workload {name} calls itself {workload.name!r}, which does not begin with its name"
         raise unfit(source, what, WorkloadError)
     require_usable(workload)
     return workload
