@@ -506,16 +506,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_emptied_request_of_a_training_under_way_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted(tmp_path, monkeypatch)
-    (tmp_path / "request.json").write_text("")
-    with pytest.raises(DamagedFileError, match=r"request\.json, which says .* is damaged") as caught:
-        trained(output=tmp_path)
-    assert "--overwrite" in caught.value.fix
-
-
 def test_a_damaged_checkpoint_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(tmp_path, monkeypatch)
     path = tmp_path / CHECKPOINT

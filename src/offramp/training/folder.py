@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.errors import DamagedFileError, DiskFullError
+from offramp.errors import DiskFullError
 from offramp.files import no_room, remove, temporary_path
 from offramp.heads.file import EXITS_FILE, UNDER_WAY
 from offramp.kit.numbers import shown_size
@@ -22,7 +22,6 @@ from offramp.models.model import Model
 from offramp.models.process import quiet_transformers
 from offramp.models.training_record import TRAINING_FILE
 from offramp.tracing.plan import ANSWERS
-from offramp.training.loop import CHECKPOINT_FILE
 from offramp.training.record import GATE_RECORD, REQUEST, REQUEST_FILE
 
 CHECKPOINT, STATES = UNDER_WAY
@@ -35,21 +34,12 @@ FINISHED = (TRAINING_FILE, EXITS_FILE, REQUEST_FILE)
 
 
 def _own_training(folder: Path) -> dict[str, str | None] | None:
-    if not REQUEST.is_of(folder / REQUEST_FILE) and not _lost_its_request(folder):
+    if not REQUEST.is_of(folder / REQUEST_FILE):
         return None
     own: dict[str, str | None] = {**dict.fromkeys(WORKING), **dict.fromkeys(FINISHED, UNKNOWN)}
     if not (folder / RECORD_FILE).exists():  # an older offramp trained it
         own |= {path.name: UNKNOWN for pattern in PATTERNS for path in folder.glob(pattern)}
     return own
-
-
-def _lost_its_request(folder: Path) -> bool:
-    """Whether a training is under way here, as its checkpoint says, whose request cannot be read any more."""
-    try:
-        CHECKPOINT_FILE.stated(folder / CHECKPOINT, "")
-    except (DamagedFileError, OSError):
-        return False
-    return (folder / REQUEST_FILE).is_file()
 
 
 TRAINING_FOLDER = OutputFolder(
