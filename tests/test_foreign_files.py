@@ -45,7 +45,7 @@ from offramp.studies.journal import read_lines
 from offramp.tracing import manifest, sealed_parts
 from offramp.tracing.trace import Trace
 from offramp.training import loop, states
-from offramp.training.record import Evaluated, Settings
+from offramp.training.record import Evaluated, Evaluation, Settings
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
@@ -128,7 +128,7 @@ CHECKPOINT = {
     "stale": 0,
     "stopped": "",
     "seconds": 1.0,
-    "history": [{"step": 0, "seconds": 0.5, "exits": []}],
+    "history": [{"step": 0, "seconds": 0.5, "exits": [{"loss": 0.5, "agreement": 0.9, "leaving": [0.5]}]}],
 }
 STATES = {"key": "key", "layers": [1, 2], "dtype": "float32", "seconds": 1.5, "tokens": 40}
 ROWS = {STREAMED: np.arange(5 * 2 * 12, dtype=np.uint8).reshape(5, 2, 12)}
@@ -310,7 +310,7 @@ def write_checkpoint(folder: Path) -> None:
     """Of a training that has done a step, of two parts."""
     weights = [loop.Weights.of({"bias": torch.arange(3.0) + place}) for place in range(2)]
     settings = Settings(steps=9, every=3, precision="float32", threads=1, device="cpu")
-    history = [Evaluated(0, 0.5, ())]
+    history = [Evaluated(0, 0.5, (Evaluation(0.5, 0.9, (0.5,)),))]
     progress = loop.Progress(settings, weights, torch.arange(4), step=1, seconds=1.5, history=history)
     loop.write_checkpoint(folder / "checkpoint.safetensors", progress, "key")
 

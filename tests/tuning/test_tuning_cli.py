@@ -51,10 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     blocks = Counter(block_of(place, DOCUMENTS) for place in range(DOCUMENTS))
     part = Part(
         index=0,
-        tokens={
-            name: getattr(trace, name)
-            for name in ("token", "next_token", "document", "position", "generated")
-        },
+        tokens={name: getattr(trace, name) for name in ("token", "next_token", "document", "generated")}
+        | {"position": np.tile(np.arange(TOKENS, dtype=np.int32), DOCUMENTS)},
         facts={fact.name: trace.fact(fact.name) for fact in FACTS},
         marginal={block: np.ones(trace.shape.vocabulary_size) for block in blocks},
         marginal_rows={block: count * TOKENS for block, count in blocks.items()},
