@@ -219,7 +219,7 @@ def prompts_of(
         f"{' and that no heads were fitted on' if heads else ''}, "
         f"{count} were asked for",
         where=workload.name,
-        fix="ask for fewer prompts or new tokens, or give another workload",
+        fix="ask for fewer prompts (also by a smaller batch) or new tokens, or give another workload",
     )
 
 

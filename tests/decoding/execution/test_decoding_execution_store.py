@@ -33,9 +33,15 @@ def test_what_was_made_is_never_made_again(tmp_path: Path) -> None:
         assert store.get_or_make(ASKED, lambda: [ONE]) == (ONE,)
         assert store.get_or_make(ASKED, never) == (ONE,)
         assert store.get_or_make({"documents": [], **LIMITS}, list) == ()
-        assert store.made == 1
+        before = {
+            "documents": ASKED["documents"],
+            "new_tokens": 3,
+        }  # when requests said neither of the model's
+        assert store.get_or_make(before, lambda: [ONE]) == (ONE,)
+        assert store.made == 2
     with ExecutionStore.open(folder) as store:
         assert store.get_or_make(ASKED, never) == (ONE,)
+        assert store.get_or_make(before, never) == (ONE,)
         assert store.made == 0
     with ExecutionStore.open(None) as store:
         assert store.get_or_make(ASKED, lambda: [ONE]) == (ONE,)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from offramp.files import canonical_json, sha256_of_text
-from offramp.kit.numbers import MOST_RUNS, Count, Whole
+from offramp.kit.numbers import LARGEST_COUNT, MOST_RUNS, Count, Whole
 from offramp.kit.sealed_file import SealedFile
 from offramp.kit.typed import InvalidRecordError, from_json
 
@@ -68,8 +68,9 @@ class _Asked:
 
     documents: tuple[tuple[str, tuple[Whole, ...]] | tuple[str, tuple[Whole, ...], str], ...]
     new_tokens: Count
-    layers: Count
-    vocabulary: Count
+    layers: Count = LARGEST_COUNT
+    vocabulary: Count = LARGEST_COUNT
+    """Said since both bound the answers; what was kept before says neither."""
 
 
 def _contradictions(kept: KeptExecutions) -> Iterator[str]:
