@@ -251,11 +251,12 @@ def test_skipping_a_recurrent_layer_saves_nothing(state_elements: int) -> None:
     assert until_exit[0] == until_exit[1] == until_exit[2]
 
 
-@pytest.mark.parametrize("position", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("position", [-1.0, float("nan"), float("inf"), 1e300])
 def test_a_position_that_is_none_is_refused(position: float) -> None:
     for count in (layer_flops, layer_bytes, key_value_flops, key_value_bytes):
-        with pytest.raises(InputError, match="not a position"):
+        with pytest.raises(InputError, match="not a position") as error:
             count(SHAPE, position)
+        assert error.value.fix.endswith("to 1,000,000,000,000,000")
 
 
 def test_an_unknown_unit_is_refused() -> None:

@@ -71,6 +71,8 @@ def test_a_file_is_stretched_to_the_rate(
         (["arrival,prompt_tokens,output_tokens", "0,1,1", "1,,2", "2,2,2"], "2 of 3 columns", 3),
         (["arrival,prompt_tokens,output_tokens", "0,1,1", "1,0,2", "2,2,2"], "no tokens", 3),
         (["arrival", "0", "nan", "1"], "no time", 3),
+        (["arrival", "0", "\u0661", "2"], "no time", 3),
+        (["arrival", "0", "1_0", "20"], "no time", 3),
         (["arrival", "-1", "0", "1"], "no time", 2),
         (["arrival", "1", "1", "1"], "all its requests come at one time", 4),
         ([], "not the names of its columns", 1),
@@ -127,9 +129,12 @@ def test_lengths_and_objectives() -> None:
 
 def test_rates() -> None:
     assert read_rates("0.5,1,2") == read_rates([0.5, 1, 2]) == (0.5, 1.0, 2.0)
+    assert read_rates(" .5, 1.,2e0,+1E1") == (0.5, 1.0, 2.0, 10.0)
 
 
-@pytest.mark.parametrize("rates", ["0", "-1", "2,1", "1,1", "inf", "nan", "fast", "", (), (0.0,), (2.0, 1.0)])
+@pytest.mark.parametrize(
+    "rates", ["0", "-1", "2,1", "1,1", "inf", "nan", "fast", "1_0", "\u0661", "", (), (0.0,), (2.0, 1.0)]
+)
 def test_rates_that_are_none(rates: str | tuple[float, ...]) -> None:
     with pytest.raises(offramp.InputError, match="rates must be rising, each"):
         read_rates(rates)

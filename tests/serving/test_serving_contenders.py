@@ -44,6 +44,11 @@ def test_a_certificate_is_named_and_what_has_none_too(
     assert ladder.text == f"0:never,5:{tuned.policy}"
 
 
+def test_a_policy_given_twice_is_refused(trace: offramp.Trace) -> None:
+    with pytest.raises(offramp.InputError, match=f"the policy {STATIC} is given twice"):
+        contenders_of(trace, [STATIC, "never", offramp.parse_policy(STATIC)])
+
+
 def test_kv_that_rows_cannot_do_is_refused(tuned: Tuned, tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     certificate = replace(tuned.certificate, kv="recompute")

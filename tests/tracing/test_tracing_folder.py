@@ -28,7 +28,7 @@ from stored_traces import (
 from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, OfframpError
-from offramp.files import TEMPORARY_PREFIX
+from offramp.files import TEMPORARY_PREFIX, locked_folder
 from offramp.heads.file import write_heads
 from offramp.tracing import sealed_parts, tracer
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
@@ -159,6 +159,13 @@ def test_bad_input_leaves_no_folder_behind(options: dict[str, Any], tmp_path: Pa
     with pytest.raises(InputError):
         run(tmp_path / "trace", **options)
     assert not (tmp_path / "trace").exists()
+
+
+def test_a_process_that_has_just_begun_is_named(tmp_path: Path) -> None:
+    with locked_folder(tmp_path / "trace"):
+        (tmp_path / "trace" / "request.json").write_text("{}")
+        with pytest.raises(InputError, match="another offramp process"):
+            run(tmp_path / "trace")
 
 
 def test_a_second_process_is_refused(folder: Path) -> None:

@@ -112,9 +112,19 @@ class OutputFolder(Generic[Asked]):
         asked: as `request` writes it; None where that is not known yet. A result that is whole and was killed
         while it took another's place counts for that one. repair: as in `claimed`.
 
-        Raises InputError if not, and where a link lies in it; DamagedFileError if its request is gone or
-        cannot be believed; nothing is written.
+        Raises InputError if not, where a link lies in it, and where another process has begun to write;
+        DamagedFileError if its request is gone or cannot be believed; nothing is written.
         """
+        try:
+            self._require(path, asked, overwrite=overwrite, repair=repair)
+        except (InputError, DamagedFileError):
+            if (path / LOCK).is_file():  # who has just begun has not said yet what is written there
+                with locked_folder(path, f", or {self.choose}"):
+                    pass
+            raise
+
+    def _require(self, path: Path, asked: Any, *, overwrite: bool, repair: bool) -> None:
+        """The same of a folder as it is, whoever may write there."""
         require_writable(path)
         require_no_links(path)
         own = self.own(path)
@@ -163,16 +173,11 @@ class OutputFolder(Generic[Asked]):
             with tempfile.TemporaryDirectory(prefix="offramp-") as name:
                 yield Path(name)
             return
-        try:
-            self.require(path, asked, overwrite=overwrite, repair=repair)
-        except (InputError, DamagedFileError):
-            # Who has just begun to write there holds the lock, and has not said yet what it writes.
-            if not (path / LOCK).is_file():
-                raise
+        self.require(path, asked, overwrite=overwrite, repair=repair)
         existed = path.exists()
         with locked_folder(path, f", or {self.choose}"):
             # As it is now that nobody else writes.
-            self.require(path, asked, overwrite=overwrite, repair=repair)
+            self._require(path, asked, overwrite=overwrite, repair=repair)
             sweep_temporary_files(path)
             try:
                 with self._prepared(path, asked, overwrite=overwrite, repair=repair) as place:
