@@ -110,6 +110,8 @@ def test_paragraphs_by_hand(tmp_path: Path) -> None:
         ("notes.txt:2", f"Title\n\n{long_one.strip()}"),
         ("notes.txt:6", f"{long_two}\nstill two\n\nend"),
     ]
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r"))  # as files of old Macintoshes end lines
+    assert load_workload(f"txt:{file}").documents == workload.documents
 
 
 @given(st.lists(st.sampled_from(["word", "x " * 120, "", " ", "two\nlines"]), min_size=1, max_size=12))

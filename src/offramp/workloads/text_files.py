@@ -43,7 +43,7 @@ def require_possible(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, without a byte order mark.
+    """A file's text, without a byte order mark; where lines end in carriage returns alone, in newlines.
 
     Raises WorkloadError for a path that is missing or no regular file, and for a file that is unreadable, of
     more than LARGEST_FILE bytes, empty, binary or not UTF-8.
@@ -68,7 +68,7 @@ def read_text(path: Path) -> str:
         ) from error
     if not text.strip():
         raise WorkloadError("the file is empty", where=str(path), fix="give a file with text in it")
-    return text
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 OWN_LICENCE = "not stated (given by the user)"
