@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from tracing_models import NumberTokenizer, workload_of
 import offramp
 from offramp.decoding.rerun.parallel import greedy_tokens, require_finite
 from offramp.decoding.rerun.rerunner import Rerunner
-from offramp.decoding.rerun.trace_sequences import traced_sequences
+from offramp.decoding.rerun.trace_sequences import require_model, traced_sequences
+from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.decisions import replay_decisions
 from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
+from tiny_models import write_llama
 
 LAYERS = 5
 LENGTHS = (30, 12, 21, 30, 2)
@@ -277,3 +280,18 @@ def test_a_logit_that_is_not_finite_is_an_error() -> None:
     assert require_finite(chosen[:1]).tolist() == [2]
     with pytest.raises(offramp.OfframpError, match="not finite"):
         require_finite(chosen)
+
+
+def test_a_model_that_changed_since_its_trace_is_told_from_another(tmp_path: Path) -> None:
+    """The advice names the text that was traced."""
+    model = offramp.load_model(write_llama(tmp_path / "m"))
+    found = offramp.trace(model, workload_of(lengths=(9, 9)), tokens=10, progress=False)
+    write_llama(tmp_path / "m", rms_norm_eps=1e-3)
+    other = offramp.load_model(write_llama(tmp_path / "other", num_hidden_layers=3))
+    for now, what in (
+        (offramp.load_model(tmp_path / "m"), "changed since it was traced"),
+        (other, "the trace is of another model, m"),
+    ):
+        with pytest.raises(InputError, match=what) as refused:
+            require_model(now, found)
+        assert f"--workload {found.request['workload']['name']}" in refused.value.fix

@@ -88,16 +88,16 @@ def require_model(model: Model, trace: Trace) -> None:
     """Raise InputError for a trace of another model, or of the same one with other transforms."""
     traced = trace.request.get("model") or {}
     if traced.get("fingerprint") != model.identity.fingerprint:
-        if model.source is None and traced.get("name") == model.shown_name:
-            raise InputError(
-                f"the weights, settings or tokenizer of {model.shown_name} changed since it was traced",
-                where=str(trace.folder or "the trace"),
-                fix="trace it again as it is now: offramp.trace(model, ...)",
-            )
+        name, text = model.shown_name, str((trace.request.get("workload") or {}).get("name", "prose"))
+        again = command_for("trace", model.described, workload=text, output="trace")
+        changed = traced.get("name") == name
         raise InputError(
-            f"the trace is of another model, {traced.get('name', 'without a name')}",
+            f"the weights, settings or tokenizer of {name} changed since it was traced"
+            if changed
+            else f"the trace is of another model, {traced.get('name', 'without a name')}",
             where=str(trace.folder or "the trace"),
-            fix="trace this one: " + command_for("trace", model.described, workload="prose", output="trace"),
+            fix=f"trace {'it again as it is now' if changed else 'this one'}: "
+            + ("offramp.trace(model, ...)" if model.source is None else again),
         )
 
 
