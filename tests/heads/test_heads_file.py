@@ -19,7 +19,7 @@ from offramp.heads.described import describe_heads
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps, build_heads
 from offramp.heads.file import HEADER, SCHEMA_VERSION, read_heads, require_base, write_heads
 from offramp.heads.parts import Classifier, ExitMaps, GatedNetwork, Lens, OwnHead, map_elements
-from offramp.kit.typed import InvalidRecordError
+from offramp.kit.sealed_tensors import Arrays
 
 HIDDEN, UNITS, EXITS = 6, 4, (2, 3)
 MODEL: dict[str, Any] = {
@@ -355,7 +355,7 @@ MISFITS: list[tuple[ExitHeads, str]] = [
     (with_lens(inward=np.zeros((2, 2, HIDDEN), np.float32)), "lens.outward is missing"),
     (with_mlp(gate=np.zeros((2, 4, HIDDEN), np.float32)), "mlp.up is float32"),
     (with_mlp(down=np.full((2, HIDDEN, 3), np.nan, np.float32)), "mlp.down holds a number"),
-    (with_mlp(epsilon=0.0), "epsilon is 0.0"),
+    (with_mlp(epsilon=0.0), "mlp.epsilon: Input should be greater than 0"),
     (example(exits=(2, 4)), "not ascending"),
     (example(shortlist=np.zeros(0, np.int32)), "the shortlist is not of token ids"),
     (example(shortlist=np.array([[1, 2]], np.int32)), "the shortlist is not of token ids"),
@@ -363,9 +363,9 @@ MISFITS: list[tuple[ExitHeads, str]] = [
     (example(candidate_exit=99), "the candidate exit 99 is none of its exits"),
     (with_maps(bias=np.zeros((3, HIDDEN), np.float32)), "kv_maps.1.bias is float32"),
     (with_maps(centre=np.zeros(HIDDEN)), "kv_maps.1.centre is float64"),
-    (with_maps(inward=np.zeros((0, HIDDEN), np.float32)), "rank 0"),
+    (with_maps(inward=np.zeros((0, HIDDEN), np.float32)), "rank: Input should be greater"),
     (with_maps(inward=np.zeros((HIDDEN + 1, HIDDEN), np.float32)), f"not 1 to {HIDDEN}"),
-    (with_maps(penalty=-1.0), "penalty"),
+    (with_maps(penalty=-1.0), "penalty: Input should be greater"),
     (dataclasses.replace(maps_alone(), kv_maps=KeyValueMaps({})), "not ascending layers below 3"),
     (
         dataclasses.replace(maps_alone(), kv_maps=KeyValueMaps({3: example_maps().maps[1]})),
@@ -374,10 +374,10 @@ MISFITS: list[tuple[ExitHeads, str]] = [
     (own_heads(weight=poisoned(OUTPUT.weight)), "output.weight holds a number that is not finite"),
     (own_heads(weight=OUTPUT.weight[:, :, :3]), "output"),
     (own_heads(norm_weight=OUTPUT.norm_weight[:1]), "output.norm_weight is"),
-    (own_heads(norm="batch"), "no norm 'batch'; there are: model, rms, layer, none"),
+    (own_heads(norm="batch"), "output.norm: Input should be 'model', 'rms', 'layer' or 'none'"),
     (own_heads(norm="model"), "a model norm takes no weights"),
     (own_heads(norm_weight=None), "a rms norm takes norm_weight"),
-    (own_heads(epsilon=None), "epsilon is None"),
+    (own_heads(epsilon=None), "a rms norm takes an epsilon"),
     (own_heads("model", weight=None), "without an output head they must bring a norm, and no bias"),
     (own_heads("rms", weight=None), "without an output head they must bring a norm, and no bias"),
     (own_heads(weight=np.zeros((3, 50, HIDDEN), np.float32)), "output.weight is float32"),
@@ -404,7 +404,7 @@ def test_an_exit_that_is_no_number_sizes_that_wrap_round_and_arrays_of_one_numbe
     heads = with_maps()
     header, arrays = heads.header(), heads.arrays()
     header["kv_maps"]["maps"][0]["exit"] = "abc"
-    with pytest.raises(InvalidRecordError, match=r"kv_maps\.maps\[1\]\.exit"):
+    with pytest.raises(InputError, match=r"kv_maps\.maps\[1\]\.exit"):
         build_heads(header, arrays, "there")
     heads = example(documents={"w": ("a", "b", "c")}, texts=(np.zeros(2, np.uint32),) * 3)
     arrays = heads.arrays()
@@ -427,8 +427,46 @@ def test_a_sealed_header_without_a_part_is_refused(path: Path, part: str) -> Non
         header[SEAL] = seal_of(content, example().arrays())
 
     rewrite(path, without)
-    with pytest.raises(DamagedFileError, match=part):
+    with pytest.raises(InputError, match=part):
         read_heads(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "why"),
+    [
+        (("lens",), "no", "lens: Input should be a valid boolean"),
+        (("texts",), 5, "texts: Input should be a valid boolean"),
+        (("kv_maps", "maps", 0, "rank"), True, "rank: Input should be a valid integer"),
+        (("kv_maps", "texts"), 1, "texts: Input should be a valid boolean"),
+        (("model", "layers"), 4.0, "model.layers: Input should be a valid integer"),
+        (("exits",), [2, "3"], "exits"),
+        (("lens",), False, r"the array lens\.bias belongs to nothing in its header"),
+    ],
+)
+def test_a_header_of_other_types_is_refused(place: tuple[Any, ...], value: object, why: str) -> None:
+    heads = example(kv_maps=example_maps())
+    header: Any = json.loads(json.dumps(heads.header()))
+    *ways, last = place
+    inner = header
+    for way in ways:
+        inner = inner[way]
+    inner[last] = value
+    with pytest.raises(InputError, match=why):
+        build_heads(header, heads.arrays(), "there")
+
+
+def test_how_well_a_part_was_fitted_is_possible() -> None:
+    with pytest.raises(InputError, match=r"lens\.explained holds a share above 1"):
+        build_heads(*_stated(with_lens(explained=np.array([0.5, 7.0]))), "there")
+    with pytest.raises(InputError, match=r"lens\.penalty holds a number below 0"):
+        build_heads(*_stated(with_lens(penalty=np.array([0.5, -1.0]))), "there")
+    maps = with_maps(explained=np.full_like(example_maps().maps[1].explained, 1.5))
+    with pytest.raises(InputError, match=r"kv_maps\.1\.explained holds a share above 1"):
+        build_heads(*_stated(maps), "there")
+
+
+def _stated(heads: ExitHeads) -> tuple[dict[str, Any], Arrays]:
+    return heads.header(), heads.arrays()
 
 
 @pytest.mark.parametrize("layers", [0, -1])
@@ -443,7 +481,7 @@ def test_a_classifier_without_layers_is_refused(path: Path, layers: int) -> None
         header[SEAL] = seal_of(content, example().arrays())
 
     rewrite(path, emptied)
-    with pytest.raises(DamagedFileError, match="classifiers"):
+    with pytest.raises(InputError, match="classifiers"):
         read_heads(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from tracing_models import tiny_llama
 
 import offramp.tracing.tracer as tracer
 from offramp.errors import InputError
+from offramp.files import SEAL, write_sealed_json
 from offramp.tracing.states import STATES_FOLDER
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
@@ -106,6 +108,34 @@ def test_a_damaged_layer_is_found_and_computed_again(
     assert layers.read == again
     assert files_of(folder) == files_of(finished)
     assert ("computed again" in capsys.readouterr().err) == (damage != "no-seal")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "again"),
+    [
+        ("layer-0001.json", {"places": []}, [1, 2]),
+        ("layer-0001.json", {"places": [{"offset": 0, "shape": [1, 13, 32], "dtype": "Tensor"}]}, [1, 2]),
+        ("states.json", {"parts": [0, 1, 2, 7]}, [0, 1, 2]),
+    ],
+)
+def test_a_sealed_layer_of_other_batches_is_computed_again(
+    name: str,
+    change: dict[str, Any],
+    again: list[int],
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "trace"
+    stopped_run(folder, monkeypatch, 2)
+    file = folder / STATES_FOLDER / name
+    sealed = json.loads(file.read_text())
+    del sealed[SEAL]
+    write_sealed_json(file, {**sealed, **change})
+    apart, layers = streamed(tiny_llama())
+    run(folder, model=apart)
+    assert layers.read == again
+    assert files_of(folder) == files_of(finished)
 
 
 def test_states_of_another_request_are_not_used(

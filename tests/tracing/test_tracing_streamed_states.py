@@ -17,7 +17,7 @@ from tracing_models import llama, tiny_llama, tiny_model, workload_of
 from offramp.errors import InputError, OfframpError
 from offramp.tracing import states as states_module
 from offramp.tracing import streamed_layers as layers_module
-from offramp.tracing.states import FolderStates, MemoryStates, TemporaryStates
+from offramp.tracing.states import FolderStates, MemoryStates, TemporaryStates, places_of
 from offramp.tracing.streamed_layers import kept_layers, missing_layers, output_bytes, peak_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
@@ -29,9 +29,10 @@ small_parts = stored_traces.small_parts
 @pytest.mark.parametrize("kind", [MemoryStates, TemporaryStates, FolderStates])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_states_come_back_as_they_were(kind: Any, dtype: torch.dtype, tmp_path: Path) -> None:
-    states = FolderStates(tmp_path, "of a test") if kind is FolderStates else kind()
     torch.manual_seed(0)
     outputs = [torch.randn(2, 3, 8).to(dtype), torch.randn(1, 5, 16).to(dtype)[..., ::2]]
+    places = [tuple(places_of((output.shape, dtype) for output in outputs))] * 5
+    states = FolderStates(tmp_path, "of a test", places) if kind is FolderStates else kind()
     states.write(3, iter(outputs))
     states.write(4, [output + 1 for output in outputs])
     assert [states.holds(layer) for layer in (2, 3, 4)] == [False, True, True]
@@ -46,8 +47,10 @@ def test_states_come_back_as_they_were(kind: Any, dtype: torch.dtype, tmp_path: 
     assert torch.equal(states.read(4, 0), outputs[0] + 1)
     if kind is FolderStates:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["layer-0004.bin", "layer-0004.json"]
-        assert FolderStates(tmp_path, "of a test").holds(4)
-        assert not FolderStates(tmp_path, "of another").holds(4)
+        assert FolderStates(tmp_path, "of a test", places).holds(4)
+        assert not FolderStates(tmp_path, "of another", places).holds(4)
+        states.write(4, iter(outputs))
+        assert not FolderStates(tmp_path, "of a test", [places[0][:1]] * 5).holds(4)
     states.close()
 
 

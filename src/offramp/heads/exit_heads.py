@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
-from offramp.errors import InputError
+from offramp.errors import InputError, shortened
 from offramp.heads.parts import (
     NORM_ARRAYS,
     Classifier,
@@ -19,13 +19,13 @@ from offramp.heads.parts import (
     GatedNetwork,
     HeadPart,
     Lens,
+    NormKind,
     OwnHead,
     Weights,
 )
-from offramp.kit.numbers import Count
+from offramp.kit.numbers import Count, NotNegative
 from offramp.kit.sealed_tensors import Arrays, seal_of
-from offramp.kit.stays_json import AS_WRITTEN, Of
-from offramp.kit.typed import from_json
+from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.workloads.shared_text import WHOLE, Sketch
 
 
@@ -295,18 +295,16 @@ class ArrayReader:
             if name not in absent
         }
 
-    def texts(self, header: Mapping[str, Any], prefix: str) -> tuple[Sketch, ...] | None:
-        """The sketches of the texts that fitting read, if the header speaks of any."""
-        if not header.get("texts"):
-            return None
+    def texts(self, documents: Mapping[str, Sequence[str]], prefix: str) -> tuple[Sketch, ...]:
+        """The sketches of the texts of these documents, which fitting read."""
         hashes, sizes = (self.array(f"{prefix}{name}") for name in ("hashes", "sizes"))
-        documents = sum(len(ids) for ids in header["documents"].values())
+        count = sum(map(len, documents.values()))
         right = hashes.dtype == np.uint32 and sizes.dtype == np.int64 and hashes.ndim == sizes.ndim == 1
         # Each size first: the sum of some that are huge wraps round.
-        right = right and len(sizes) == documents and not ((sizes < WHOLE) | (sizes > len(hashes))).any()
+        right = right and len(sizes) == count and not ((sizes < WHOLE) | (sizes > len(hashes))).any()
         if not right or sum(sizes.tolist()) != len(hashes):
             raise self.refused("the sketches of their texts do not belong to their documents")
-        return tuple(np.split(hashes, np.cumsum(sizes)[:-1])) if documents else ()
+        return tuple(np.split(hashes, np.cumsum(sizes)[:-1])) if count else ()
 
     def array(self, name: str) -> NDArray[Any]:
         """An array of any shape, refused if it is missing."""
@@ -332,63 +330,93 @@ class _BaseEntry:
 
     name: str
     fingerprint: str
-    layers: int
-    hidden_size: int
-    vocabulary_size: int
+    layers: Count
+    hidden_size: Count
+    vocabulary_size: Count
+
+
+@dataclass(frozen=True)
+class _NetworkEntry:
+    units: Count
+    epsilon: Annotated[float, Gt(0), Lt(1)]
+    adds_to_normed: bool = False
+
+
+@dataclass(frozen=True)
+class _OutputEntry:
+    norm: NormKind
+    epsilon: Annotated[float, Ge(0), Lt(1)] | None
+    absent: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _MapEntry:
-    exit: Annotated[int, AS_WRITTEN]
+    exit: Count
+    rank: Count | None
+    penalty: NotNegative
 
 
 @dataclass(frozen=True)
 class _MapsEntry:
-    """What a header says of K,V maps; rank and penalty of each are checked by their readers."""
-
     maps: tuple[_MapEntry, ...]
     documents: dict[str, tuple[str, ...]]
     provenance: dict[str, Any]
+    texts: bool = False
 
 
-@dataclass(frozen=True)
-class _HeadsHeader(HeadsEntries):
-    """Types of the entries of a header that every file has; arrays and their parts are checked by their
-    readers."""
+@dataclass(frozen=True, kw_only=True)
+class _ReadingEntry:
+    """What a header says of how exits are read."""
+
+    lens: bool
+    lens_rank: Count | None = None
+    mlp: _NetworkEntry | None = None
+    output: _OutputEntry | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HeadsHeader(_ReadingEntry, HeadsEntries):
+    """The entries of a header; what the arrays must fit is checked with them."""
 
     model: _BaseEntry
     classifiers: Mapping[str, Count]
     provenance: Mapping[str, Any]
-    kv_maps: Annotated[dict[str, Any], Of(_MapsEntry)] | None = None
+    kv_maps: _MapsEntry | None = None
+    texts: bool = False
 
 
 def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
     """Heads from a header and arrays, every shape, type and number checked.
 
-    where: the file. Raises InputError for arrays that do not belong together, and InvalidRecordError,
-    KeyError or TypeError for a header without the parts that `ExitHeads.header` writes.
+    where: the file. Raises InputError for what does not belong together, and for a header that
+    `ExitHeads.header` does not write.
     """
-    said = from_json(_HeadsHeader, header)
+    try:
+        said = from_json(_HeadsHeader, header)
+    except InvalidRecordError as error:
+        raise ArrayReader(arrays, 0, where).refused(f"of their header, {error}") from error
     reader = ArrayReader(arrays, len(said.exits), where)
     heads = ExitHeads(
         model=header["model"],
         exits=said.exits,
-        lens=_lens(reader, header),
+        lens=_lens(reader, said),
         classifiers={fact: _classifier(reader, fact, layers) for fact, layers in said.classifiers.items()},
         shortlist=_shortlist(reader),
         candidate_exit=said.candidate_exit,
         documents=said.documents,
         provenance=said.provenance,
-        output=_output(reader, header),
-        texts=reader.texts(header, "texts."),
-        mlp=_network(reader, header),
-        kv_maps=_maps(reader, header),
+        output=_output(reader, said),
+        texts=reader.texts(said.documents, "texts.") if said.texts else None,
+        mlp=_network(reader, said),
+        kv_maps=_maps(reader, said),
     )
     layers = said.model.layers
     if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
         raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
     if heads.candidate_exit not in (None, *heads.exits):
         raise reader.refused(f"the candidate exit {heads.candidate_exit} is none of its exits")
+    if unread := sorted(arrays.keys() - heads.arrays().keys()):
+        raise reader.refused(f"the array {shortened(unread[0])} belongs to nothing in its header")
     return heads
 
 
@@ -402,46 +430,45 @@ def _shortlist(reader: ArrayReader) -> NDArray[np.int32] | None:
     return ids
 
 
-def _lens(reader: ArrayReader, header: Mapping[str, Any]) -> Lens[Weights] | None:
+def _lens(reader: ArrayReader, said: _HeadsHeader) -> Lens[Weights] | None:
     """The lens that a header speaks of."""
-    if not header["lens"]:
+    if not said.lens:
         return None
-    hidden, rank = int(header["model"]["hidden_size"]), header.get("lens_rank")
-    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= hidden):
-        raise reader.refused(f"a lens of rank {rank!r}, which is not 1 to {hidden}")
+    hidden, rank = said.model.hidden_size, said.lens_rank
+    if rank is not None and rank > hidden:
+        raise reader.refused(f"a lens of rank {rank}, which is not 1 to {hidden}")
     absent = ("inward", "outward") if rank is None else ("weight",)
     arrays = reader.part(Lens, {"h": hidden, "r": rank or 0}, absent, shared=False)
     for name in Lens.JUDGED:
         if f"lens.{name}" in reader.arrays:
             arrays[name] = reader.take(f"lens.{name}", (), np.float64)
-    return Lens(**arrays)
+    lens = Lens(**arrays)
+    if lens.explained is not None and np.any(lens.explained > 1):
+        raise reader.refused("lens.explained holds a share above 1")
+    if lens.penalty is not None and np.any(lens.penalty < 0):
+        raise reader.refused("lens.penalty holds a number below 0")
+    return lens
 
 
-def _network(reader: ArrayReader, header: Mapping[str, Any]) -> GatedNetwork[Weights] | None:
+def _network(reader: ArrayReader, said: _HeadsHeader) -> GatedNetwork[Weights] | None:
     """The networks that a header speaks of."""
-    described = header.get("mlp")
+    described = said.mlp
     if described is None:
         return None
-    hidden, units, epsilon = int(header["model"]["hidden_size"]), described["units"], described["epsilon"]
-    if not (isinstance(units, int) and units >= 1):
-        raise reader.refused(f"networks of {units!r} units, which is not 1 or more")
-    if not (isinstance(epsilon, float) and 0 < epsilon < 1):
-        raise reader.refused(f"the norm's epsilon is {epsilon!r}, not a number above 0 and below 1")
-    arrays: dict[str, Any] = reader.part(GatedNetwork, {"h": hidden, "u": units}, shared=True)
-    return GatedNetwork(**arrays, epsilon=epsilon, adds_to_normed=described.get("adds_to_normed") is True)
+    sizes = {"h": said.model.hidden_size, "u": described.units}
+    arrays: dict[str, Any] = reader.part(GatedNetwork, sizes, shared=True)
+    return GatedNetwork(**arrays, epsilon=described.epsilon, adds_to_normed=described.adds_to_normed)
 
 
-def _output(reader: ArrayReader, header: Mapping[str, Any]) -> OwnHead[Weights] | None:
+def _output(reader: ArrayReader, said: _HeadsHeader) -> OwnHead[Weights] | None:
     """The norms and output heads that a header speaks of."""
-    described = header.get("output")
+    described = said.output
     if described is None:
         return None
-    sizes = {"h": int(header["model"]["hidden_size"]), "v": int(header["model"]["vocabulary_size"])}
-    norm, epsilon, absent = described["norm"], described["epsilon"], described["absent"]
-    if norm not in NORM_ARRAYS:
-        raise reader.refused(f"no norm {norm!r}; there are: {', '.join(NORM_ARRAYS)}")
-    if NORM_ARRAYS[norm] and not (isinstance(epsilon, float) and 0 <= epsilon < 1):
-        raise reader.refused(f"the norm's epsilon is {epsilon!r}, not a number from 0 up to 1")
+    sizes = {"h": said.model.hidden_size, "v": said.model.vocabulary_size}
+    norm, epsilon, absent = described.norm, described.epsilon, described.absent
+    if NORM_ARRAYS[norm] and epsilon is None:
+        raise reader.refused(f"a {norm} norm takes an epsilon")
     given = [name for name in OwnHead.AXES if name not in absent]
     stray = [name for name in given if name.startswith("norm_") and name not in NORM_ARRAYS[norm]]
     if stray or ("norm_weight" in NORM_ARRAYS[norm] and "norm_weight" not in given):
@@ -480,41 +507,39 @@ def _classifier(reader: ArrayReader, fact: str, layers: int) -> Classifier[Weigh
     )
 
 
-def _maps(reader: ArrayReader, header: Mapping[str, Any]) -> KeyValueMaps | None:
+def _maps(reader: ArrayReader, said: _HeadsHeader) -> KeyValueMaps | None:
     """The K,V maps that a header speaks of."""
-    described = header.get("kv_maps")
+    described = said.kv_maps
     if described is None:
         return None
-    hidden, layers = (int(header["model"][name]) for name in ("hidden_size", "layers"))
-    exits = [of_exit["exit"] for of_exit in described["maps"]]
-    if not exits or exits != sorted({exit for exit in exits if 1 <= exit < layers - 1}):
+    hidden, layers = said.model.hidden_size, said.model.layers
+    exits = [of_exit.exit for of_exit in described.maps]
+    if not exits or exits != sorted({exit for exit in exits if exit < layers - 1}):
         raise reader.refused(f"the exits {exits} of the K,V maps are not ascending layers below {layers - 1}")
     return KeyValueMaps(
         maps={
-            exit: _exit_maps(reader, of_exit, f"kv_maps.{exit}.", hidden, layers - 1 - exit)
-            for exit, of_exit in zip(exits, described["maps"], strict=True)
+            of_exit.exit: _exit_maps(reader, of_exit, hidden, layers - 1 - of_exit.exit)
+            for of_exit in described.maps
         },
-        documents={workload: tuple(ids) for workload, ids in described["documents"].items()},
-        texts=reader.texts(described, "kv_maps.texts."),
-        provenance=described["provenance"],
+        documents=described.documents,
+        texts=reader.texts(described.documents, "kv_maps.texts.") if described.texts else None,
+        provenance=described.provenance,
     )
 
 
-def _exit_maps(
-    reader: ArrayReader, described: Mapping[str, Any], prefix: str, hidden: int, layers: int
-) -> ExitMaps[Weights]:
+def _exit_maps(reader: ArrayReader, described: _MapEntry, hidden: int, layers: int) -> ExitMaps[Weights]:
     """The maps of one exit to so many layers."""
-    rank, penalty = described["rank"], described["penalty"]
-    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= hidden):
-        raise reader.refused(f"K,V maps of rank {rank!r}, which is not 1 to {hidden}")
-    if not (isinstance(penalty, float) and 0 <= penalty < math.inf):
-        raise reader.refused(f"the penalty of K,V maps is {penalty!r}, not a number of 0 or more")
+    rank, prefix = described.rank, f"kv_maps.{described.exit}."
+    if rank is not None and rank > hidden:
+        raise reader.refused(f"K,V maps of rank {rank}, which is not 1 to {hidden}")
     absent = ("inward", "outward") if rank is None else ("change",)
     sizes = {"h": hidden, "l": layers, "r": rank or 0}
     explained = reader.take_whole(prefix + "explained", (rank or 1, layers), np.float64)
+    if np.any(explained > 1):
+        raise reader.refused(f"{prefix}explained holds a share above 1")
     arrays: dict[str, Any] = {
         name: reader.take_whole(prefix + name, tuple(sizes[axis] for axis in axes))
         for name, axes in ExitMaps.AXES.items()
         if name not in absent
     }
-    return ExitMaps(**arrays, explained=explained, penalty=penalty)
+    return ExitMaps(**arrays, explained=explained, penalty=described.penalty)

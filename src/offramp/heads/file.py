@@ -14,7 +14,6 @@ from offramp.errors import InputError
 from offramp.files import is_irregular, open_given, open_regular
 from offramp.heads.exit_heads import MADE_BY, ExitHeads, build_heads
 from offramp.kit.sealed_tensors import SealedTensors
-from offramp.kit.typed import InvalidRecordError
 from offramp.models.identity import CHECKPOINT, shown_name
 from offramp.models.training_record import TRAINING_FILE as TRAINING_FILE
 from offramp.models.training_record import require_as_trained
@@ -56,15 +55,7 @@ def read_heads(path: str | Path) -> ExitHeads:
         what = f"the file holds no exit heads: it is not safetensors with a header {HEADER}"
         raise InputError(what, where=str(path), fix=fix if trained else MADE_BY)
     header, arrays = FILE.read(path, fix)
-    try:
-        heads = build_heads(header, arrays, str(path))
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        InvalidRecordError,
-    ) as error:  # sealed, but by another program
-        raise FILE.foreign(path, error, fix) from error
+    heads = build_heads(header, arrays, str(path))
     if path.name == EXITS_FILE:
         require_as_trained(path.parent, heads.fingerprint, model=False)
     return heads

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
-
-
-class _AsWritten:
-    """How a number is read that is used as the file has it: a text of digits, or a truth, is none."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return cast("CoreSchema", {**handler(source), "strict": True})
-
-
-AS_WRITTEN = _AsWritten()
-"""Annotates an int field of a record that is only held against JSON (see `Of`)."""
 
 
 @dataclasses.dataclass(frozen=True)

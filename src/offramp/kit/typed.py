@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from offramp.files import JsonError, read_json
 
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler, TypeAdapter
-    from pydantic_core import CoreSchema
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema, SchemaValidator
 
 Record = TypeVar("Record")
 
@@ -48,10 +48,17 @@ class _Array:
         return {"type": "array", "items": {"type": "integer" if whole else ["number", "null"]}}
 
     def _read(self, value: Any) -> NDArray[Any]:
-        try:
-            return np.array(value, dtype=self.dtype)
-        except TypeError as error:  # which pydantic lets pass
-            raise ValueError(str(error)) from error
+        whole = np.issubdtype(self.dtype, np.integer)
+        if not _are_all(value, (int,) if whole else (int, float, type(None))):
+            raise ValueError(f"it holds something that is no {'whole ' if whole else ''}number")
+        return np.array(value, dtype=self.dtype)
+
+
+def _are_all(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether all in a list, of lists perhaps, is of these types."""
+    if isinstance(value, list | tuple):
+        return all(_are_all(part, kinds) for part in value)
+    return type(value) in kinds
 
 
 class _Number:
@@ -120,6 +127,8 @@ def _json(value: Any, plain: Callable[[Any], Any]) -> Any:
 def from_json(kind: type[Record], value: Any) -> Record:
     """The record that `to_json` made JSON of; entries that its type does not have are left out.
 
+    Numbers, truths and texts are read as they are: neither "1" nor true is a number.
+
     Raises InvalidRecordError for anything else, and what the record's own checks raise.
     """
     from pydantic import ValidationError
@@ -127,7 +136,7 @@ def from_json(kind: type[Record], value: Any) -> Record:
     from offramp.kit.given_file import shown_location
 
     try:
-        found: Record = _adapter(kind).validate_python(value)
+        found: Record = _validator(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         what = first["msg"].removeprefix("Value error, ")  # of a rule or record of ours, not of a type
@@ -149,13 +158,26 @@ def read_record(
         raise refused(path, error) from error
 
 
-_adapters: dict[Any, Any] = {}
+_validators: dict[Any, SchemaValidator] = {}
 
 
-def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+def _validator(kind: type[Record]) -> SchemaValidator:
     from pydantic import TypeAdapter  # only who reads files waits for it
+    from pydantic_core import SchemaValidator
 
-    if kind not in _adapters:
-        _adapters[kind] = TypeAdapter(kind)
-    found: TypeAdapter[Record] = _adapters[kind]
-    return found
+    if kind not in _validators:
+        _validators[kind] = SchemaValidator(_strict(TypeAdapter(kind).core_schema))
+    return _validators[kind]
+
+
+def _strict(schema: Any) -> Any:
+    """A schema of pydantic's that takes nothing for a number, truth or text that is of another type.
+
+    Its own strict mode refuses lists and objects for tuples and records, too. Keys of JSON are texts.
+    """
+    if isinstance(schema, list | tuple):
+        return type(schema)(_strict(part) for part in schema)
+    if not isinstance(schema, dict):
+        return schema
+    strict = {name: part if name == "keys_schema" else _strict(part) for name, part in schema.items()}
+    return {**strict, "strict": True} if schema.get("type") in ("int", "float", "bool", "str") else strict

@@ -14,7 +14,7 @@ from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.given import Kind
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.rules import suggest
-from offramp.kit.stays_json import AS_WRITTEN, Of
+from offramp.kit.stays_json import Of
 from offramp.models.devices import CPU
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS, Fact
 
@@ -109,8 +109,6 @@ class Sampling:
     """Names of what is recorded on request."""
 
 
-_Count = Annotated[Count, AS_WRITTEN]
-_Whole = Annotated[Whole, AS_WRITTEN]
 _Ids = dict[str, tuple[str, ...]]
 """Of documents, by workload fingerprint."""
 
@@ -142,7 +140,7 @@ class _StatedWorkload(_Named):
 @dataclass(frozen=True)
 class _StatedMaps:
     fingerprint: str
-    ranks: dict[Count, _Count | None]
+    ranks: dict[Count, Count | None]
 
 
 @dataclass(frozen=True)
@@ -151,10 +149,10 @@ class _StatedHeads:
     reading: str | None = None
     facts: tuple[str, ...] = ()
     documents: _Ids = field(default_factory=dict)
-    candidate_exit: _Count | None = None
-    short_list: _Count | None = None
-    lens_rank: _Count | None = None
-    mlp_units: _Whole = 0
+    candidate_exit: Count | None = None
+    short_list: Count | None = None
+    lens_rank: Count | None = None
+    mlp_units: Whole = 0
     kv_maps: _StatedMaps | None = None
 
 
@@ -165,13 +163,13 @@ class TraceRequest(Sampling):
     Sizes are settled, signals sorted.
     """
 
-    context: _Count
+    context: Count
     model: Annotated[dict[str, Any], Of(_StatedModel)]
     """Its description, with a fingerprint."""
     workload: Annotated[dict[str, Any], Of(_StatedWorkload)]
     """Likewise."""
     dtype: str
-    exits: tuple[_Count, ...]
+    exits: tuple[Count, ...]
     """Layers."""
     reductions: Literal["compiled", "eager"]
     threads: int

@@ -150,6 +150,12 @@ class BatchPlace:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def bytes(self) -> int:
+        """That it takes."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return math.prod(self.shape) * dtype.itemsize
+
 
 class TemporaryStates:
     """The same in unnamed temporary files: the operating system frees them even after a kill."""
@@ -192,13 +198,21 @@ class TemporaryStates:
 
 def write_batches(write: Callable[[memoryview], object], outputs: Iterable[Tensor]) -> list[BatchPlace]:
     """Write the raw bytes of the outputs one after the other, and say where they are."""
-    places: list[BatchPlace] = []
-    offset = 0
+    shapes = []
     for output in outputs:
         kept = output.to("cpu").contiguous()
-        places.append(BatchPlace(offset, tuple(kept.shape), str(kept.dtype).removeprefix("torch.")))
+        shapes.append((kept.shape, kept.dtype))
         write(bytes_of(kept))
-        offset += kept.nbytes
+    return places_of(shapes)
+
+
+def places_of(shapes: Iterable[tuple[Sequence[int], torch.dtype]]) -> list[BatchPlace]:
+    """Where outputs of these shapes and dtypes lie, one after the other."""
+    places: list[BatchPlace] = []
+    offset = 0
+    for shape, dtype in shapes:
+        places.append(BatchPlace(offset, tuple(shape), str(dtype).removeprefix("torch.")))
+        offset += places[-1].bytes
     return places
 
 
@@ -250,9 +264,11 @@ class FolderStates:
     SHA-256 of the bytes and what the states are of. Both are flushed to disk and renamed into place.
     """
 
-    def __init__(self, folder: Path, states_of: str) -> None:
+    def __init__(self, folder: Path, states_of: str, places: Sequence[tuple[BatchPlace, ...]]) -> None:
+        """places: of the batches of each layer, as `places_of` has them."""
         self._folder = folder
         self._states_of = states_of
+        self._places = places
         self._known: dict[int, tuple[BatchPlace, ...] | None] = {}
 
     def holds(self, layer: int) -> bool:
@@ -320,8 +336,11 @@ class FolderStates:
             seal = _SEAL.read(self._seal(layer))
             if seal.states_of != self._states_of or seal.layer != layer:
                 raise damaged(self._seal(layer), "it belongs to other states")
-            data = self._data(layer)
-            if not data.is_file() or sha256_of_file(data) != seal.data_sha256:
+            if seal.places != self._places[layer]:
+                raise damaged(self._seal(layer), "its batches are not those of the trace")
+            data, size = self._data(layer), sum(place.bytes for place in seal.places)
+            whole = data.is_file() and data.stat().st_size == size
+            if not whole or sha256_of_file(data) != seal.data_sha256:
                 raise damaged(data, "its bytes are not those that were written")
         except DamagedFileError as error:
             print(f"offramp: computed again: {error.what}", file=sys.stderr)
@@ -333,14 +352,14 @@ class FolderStates:
 LayerStates = MemoryStates | TemporaryStates | FolderStates
 
 
-def reusable_parts(folder: Path, request: str, parts: Sequence[int]) -> tuple[int, ...] | None:
-    """The parts whose states an earlier run of the same request left; None if it left none of all of these.
+def reusable_parts(folder: Path, request: str, parts: Sequence[int]) -> tuple[int, ...]:
+    """The parts whose states an earlier run of the same request left; none if it left not all of these.
 
     They may be of other parts too, which were finished since. request: its fingerprint.
     """
     description = _described(folder / STATES_FOLDER / DESCRIPTION)
     if description is None or description.request != request or not set(parts) <= set(description.parts):
-        return None
+        return ()
     return description.parts
 
 

@@ -25,11 +25,13 @@ from offramp.tracing.progress import LayerBar, layer_bar
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.rows import groups_of
 from offramp.tracing.states import (
+    BatchPlace,
     FolderStates,
     LayerStates,
     MemoryStates,
     TemporaryStates,
     held_bytes,
+    places_of,
     prepare_states,
     reusable_parts,
 )
@@ -314,10 +316,28 @@ def _open_states(
             return MemoryStates(), tuple(parts)
         require_room(Path(tempfile.gettempdir()), needed)
         return TemporaryStates(), tuple(parts)
-    covered = reusable_parts(folder, request.fingerprint, parts) or tuple(parts)
+    covered = reusable_parts(folder, request.fingerprint, parts)
+    if not covered or not set(covered) <= set(range(len(plan.parts))):
+        covered = tuple(parts)
+    batches = batches_of(model, [plan.parts[part] for part in covered])
     require_room(folder, needed_bytes(model, plan, covered, request) - held_bytes(folder))
     states_of = sha256_of_text(canonical_json([request.fingerprint, covered]))
-    return FolderStates(prepare_states(folder, request.fingerprint, covered), states_of), covered
+    states = prepare_states(folder, request.fingerprint, covered)
+    return FolderStates(states, states_of, _places(model.stack, batches)), covered
+
+
+def _places(stack: ExitStack, batches: Sequence[Sequence[Context]]) -> list[tuple[BatchPlace, ...]]:
+    """Where the outputs of batches lie in the file of each layer, whose one probe says their shape."""
+    places = []
+    for output in stack.layer_outputs:
+        hidden = first_tensor(output)
+        shapes = []
+        for batch in batches:
+            shape = list(hidden.shape)
+            shape[stack.position_axis - 1], shape[stack.position_axis] = ids_of(batch).shape
+            shapes.append((shape, hidden.dtype))
+        places.append(tuple(places_of(shapes)))
+    return places
 
 
 def batches_of(model: Model, parts: Sequence[Sequence[Context]]) -> list[list[Context]]:
