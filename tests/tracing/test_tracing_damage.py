@@ -256,6 +256,13 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda manifest: manifest["shape"].update(context_length=1),
         "context of 30 tokens is beyond the 1",
     ),
+    "another request": (
+        lambda manifest: manifest["request"].update(threads=99),
+        "its request is not the one of its fingerprint",
+    ),
+    "a kind of layer": (lambda manifest: manifest["shape"]["layers"][0].update(kind="magic"), "kind"),
+    "an exit that is true": (lambda manifest: manifest["exits"].__setitem__(0, True), r"exits\[1\]"),
+    "a truth in letters": (lambda manifest: manifest["documents"][0].update(valid="yes"), "valid"),
     "a fact of texts": (lambda manifest: manifest["facts"][0].update(dtype="str"), "dtype"),
 }
 """What is done to a manifest that is sealed anew, and what is said of it."""
@@ -320,6 +327,7 @@ def test_an_impossible_number_in_a_sealed_part_is_refused(column: str, folder: P
 
 
 CHANGED_COLUMNS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "exit": ("facts", lambda values: values[::-1], "its exits are not those of the manifest"),
     "max_prob": ("facts", lambda values: values.astype(str), "is of object, not float32"),
     "margin": ("facts", np.ones_like, "margin is above max_prob"),
     "token": ("tokens", lambda values: values.astype(np.float64), "is of float64, not int32"),

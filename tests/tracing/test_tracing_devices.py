@@ -348,7 +348,8 @@ def test_an_accelerator_is_named_in_the_request_and_by_its_own_name(tmp_path: Pa
     there = replace(asked, device="cuda")
     assert there.to_json() == {**asked.to_json(), "device": "cuda"}
     assert asked.fingerprint == manifest.request_fingerprint != there.fingerprint
-    named = replace(manifest, request=there.to_json(), device="NVIDIA H100 80GB HBM3")
+    asks = {"request": there.to_json(), "request_fingerprint": there.fingerprint}
+    named = replace(manifest, **asks, device="NVIDIA H100 80GB HBM3")
     write_manifest(tmp_path / "trace", named, 1.0)
     again = Trace.load(tmp_path / "trace")
     assert again.provenance["device"] == "NVIDIA H100 80GB HBM3"

@@ -20,7 +20,7 @@ from offramp.models.calls import UNFIT_ERRORS, continued, cross_tensors, held_te
 from offramp.models.conditioned import PROBE, Conditioned, probing
 from offramp.models.discovery import probe_ids
 from offramp.models.pictured import Pictured, probe_picture
-from offramp.models.shape import CrossShape, EncoderShape, LayerShape, ModelShape
+from offramp.models.shape import CrossShape, EncoderShape, LayerKind, LayerShape, ModelShape
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import mean_element_bytes
 
@@ -213,7 +213,11 @@ def _layer_shape(config: Any, layer: nn.Module, cached: CachedLayer, expansion: 
         attention_width = _attention_width_of_config(config)
     mixture = find_mixture(layer, config)
     parameters = count_parameters([layer])
-    kinds = {(True, False): "attention", (False, True): "recurrent", (True, True): "hybrid"}
+    kinds: dict[tuple[bool, bool], LayerKind] = {
+        (True, False): "attention",
+        (False, True): "recurrent",
+        (True, True): "hybrid",
+    }
     return LayerShape(
         kind=kinds.get((attention_width > 0, cached.state_elements > 0), "feedforward"),
         parameters=parameters,

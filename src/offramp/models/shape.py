@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from offramp.errors import InputError
 from offramp.kit.numbers import Count, NotNegative, Positive, Whole
@@ -12,6 +12,9 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one weight, by what models are loaded in."""
 
 DTYPES = tuple(ELEMENT_BYTES)
+
+LayerKind = Literal["attention", "recurrent", "hybrid", "feedforward"]
+"""What a layer mixes positions by: hybrid is both in one layer, feedforward neither."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,7 @@ class LayerShape:
 
     IF_ANY: ClassVar[tuple[str, ...]] = ("cross",)
 
-    kind: str
-    """Either "attention", "recurrent", "hybrid" (both in one layer) or "feedforward" (neither)."""
+    kind: LayerKind
     parameters: Whole
     """Elements of every weight in the layer."""
     active_parameters: Whole

@@ -20,7 +20,7 @@ from offramp.files import (
     sha256_of_file,
     write_sealed_json,
 )
-from offramp.kit.numbers import Count, Whole
+from offramp.kit.numbers import Count, NotNegative, Whole
 from offramp.kit.rules import near_paths
 from offramp.kit.typed import InvalidRecordError, from_json, read_record, to_json
 from offramp.models.devices import CPU
@@ -116,6 +116,15 @@ class PartRecord:
 
 
 @dataclass(frozen=True)
+class Timestamps:
+    """When a run ended, and how long it took."""
+
+    finished: str
+    """Its UTC time, as ISO 8601 has it."""
+    seconds: NotNegative
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a trace answers and holds."""
 
@@ -130,7 +139,7 @@ class Manifest:
     notes: tuple[str, ...]
     parts: tuple[PartRecord, ...]
     document_facts: tuple[str, ...] = ()
-    timestamps: dict[str, Any] | None = None
+    timestamps: Timestamps | None = None
     """Of the run that ended."""
     device: str = CPU
     """What computed, by name; the processor's is left out of the file."""
@@ -255,6 +264,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"its exits {shortened(str(list(exits)))} do not ascend to {layers}, the model's last layer"
     if asked.exits != exits:
         yield "its exits are not those of its request"
+    if manifest.schema_version == SCHEMA_VERSION and asked.fingerprint != manifest.request_fingerprint:
+        yield "its request is not the one of its fingerprint"
     if [document.index for document in documents] != list(range(len(documents))):
         yield "its documents are not numbered 0, 1, 2 and so on"
     if len({document.id for document in documents}) < len(documents):
@@ -313,7 +324,7 @@ def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFi
     As (part, error) pairs.
     """
 
-    documents = np.array([document.tokens for document in manifest.documents])
+    documents, exits = np.array([document.tokens for document in manifest.documents]), manifest.exits
     vocabulary, context = manifest.shape.vocabulary_size, manifest.request["context"]
     limits: dict[str, tuple[str, float, float]] = {
         "document": ("int32", 0, len(documents) - 1),
@@ -339,6 +350,8 @@ def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFi
         }[kind]
         if (found := rows_in(path)) != rows:
             raise damaged(path, f"it has {found} rows, and by the {MANIFEST} {rows}")
+        if kind == "facts" and np.any(read_columns(path, ["exit"])["exit"].reshape(-1, len(exits)) != exits):
+            raise damaged(path, f"its exits are not those of the {MANIFEST}")
         if kind == "tokens":
             columns = read_columns(path)
             for name in dict.fromkeys((*needed, *limits)):
