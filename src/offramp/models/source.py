@@ -166,8 +166,9 @@ def looks_like_hub_id(name: str) -> bool:
 
 def may_be_model(name: str) -> bool:
     """Whether a name could be a model's: bundled, a path that is there, or a Hub id that is no path here."""
-    if name in BUNDLED or Path(name).expanduser().exists():
-        return True
+    path = Path(name).expanduser()
+    if name in BUNDLED or path.exists():
+        return path.suffix != ".json"
     parent = Path(name).parent
     return looks_like_hub_id(name) and (parent == Path(".") or not parent.is_dir())
 

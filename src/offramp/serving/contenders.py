@@ -65,7 +65,7 @@ class Ladder:
     @classmethod
     def read(cls, text: str) -> Ladder:
         """The ladder that `0:never,8:policy.json` says. Raises InputError, PolicyError among them."""
-        parts = [re.fullmatch(r"(\d{1,9}):(.+)", part) for part in re.split(r",(?=\d+:)", text)]
+        parts = [re.fullmatch(r"(\d{1,9}):(.+)", part) for part in re.split(r",(?=[^,:=]+:)", text)]
         if None in parts:
             fix = "write from which queue on, and the policy: 0:never,8:static:exit=20"
             raise InputError(f"{text!r} is no ladder", where="--ladder", fix=fix)

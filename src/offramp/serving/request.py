@@ -148,7 +148,7 @@ def read_arrivals(text: str) -> Arrivals:
 
 
 def _recorded(path: Path) -> Arrivals:
-    reader = csv.reader(read_given_text(path, "file of arrivals").splitlines())
+    reader = csv.reader(read_given_text(path, "file of arrivals").splitlines(), strict=True)
     try:
         header, *rows = [*itertools.islice(reader, MOST_RECORDED + 2)] or [[]]
     except csv.Error as error:
