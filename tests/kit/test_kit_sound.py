@@ -107,6 +107,19 @@ TWO_HEADERS = pcm(SIXTEEN + bytes(24), width=2)[:36] + pcm(SIXTEEN, width=1)[12:
             pcm(SIXTEEN, width=2)[:40] + b"\xf0\xff\xff\xff" + SIXTEEN,
             "states 2,147,483,640 samples and holds 8",
         ),
+        (
+            pcm(SIXTEEN, width=2)[:40] + b"\xff\xff\xff\xff" + SIXTEEN,
+            "written to a pipe: it does not state how many samples it has",
+        ),
+        (
+            pcm(SIXTEEN, width=2).replace(HEAD, b"\1\0\2\0"),
+            "contradicts itself: 2 x 16 bits at 8,000 Hz are not 2 bytes a frame and 16,000 a second",
+        ),
+        (
+            pcm(SIXTEEN, width=2).replace(struct.pack("<I", 8_000), struct.pack("<I", 4_000)),
+            "contradicts itself: 1 x 16 bits at 4,000 Hz",
+        ),
+        (pcm(SIXTEEN, width=2).replace(b"\2\0\x10\0", b"\2\0\x08\0"), "contradicts itself: 1 x 8 bits"),
     ],
 )
 def test_what_is_no_sound_is_refused(content: bytes, said: str, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from offramp.kit.given import Given
 CODECS = {2: "ADPCM", 3: "IEEE float", 6: "A-law", 7: "mu-law", 85: "MP3", 65534: "extensible"}
 CONVERT = "convert it to PCM of 16 bits: ffmpeg -i FILE -c:a pcm_s16le NEW.wav"
 AGAIN = "copy or record it again"
+UNSTATED = 0xFFFFFFFF
+"""What stands for a size by those who write to a pipe, and cannot go back to state it."""
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 """Samples a second of what is read: from less than a telephone's to the most that is recorded."""
 LARGEST_STEP = 100_000
@@ -83,16 +85,25 @@ def read_wav(path: Path) -> Sound:
             )
             raise _refused(path, what, CONVERT) from error
     held = len(content) / (channels * width)
+    parts = _parts(given.getvalue())
+    names = [name for name, _, _ in parts]
+    _, size, _ = parts[names.index(b"data")]
+    if size == UNSTATED:
+        what = "the WAV file was written to a pipe: it does not state how many samples it has"
+        raise _refused(path, what, "write it as a file: ffmpeg -i FILE -c copy NEW.wav")
     if held != frames:
         what = f"the WAV file is torn: it states {frames:,} samples and holds {int(held):,}"
         raise _refused(path, what, AGAIN)
-    sizes = _part_sizes(given.getvalue())
-    names = [name for name, _ in sizes]
-    if sizes[names.index(b"data")][1] % (channels * width):
+    if size % (channels * width):
         raise _refused(path, "the WAV file is torn: it ends within a sample", AGAIN)
     for part, called in ((b"fmt ", "headers (fmt)"), (b"data", "parts of samples (data)")):
         if names.count(part) > 1:
             raise _refused(path, f"the WAV file has several {called}", AGAIN)
+    a_second, a_frame = struct.unpack_from("<IH", given.getvalue(), parts[names.index(b"fmt ")][2] + 8)
+    if (a_frame, a_second) != (channels * width, channels * width * rate):
+        what = f"{channels} x {8 * width} bits at {rate:,} Hz are not {a_frame:,} bytes a frame and "
+        what = f"the WAV header contradicts itself: {what}{a_second:,} a second"
+        raise _refused(path, what, AGAIN)
     if width > 4:
         raise _refused(path, f"PCM of {8 * width} bits is not read", CONVERT)
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
@@ -111,13 +122,14 @@ def _refused(path: Path, what: str, fix: str) -> InputError:
     return InputError(what, where=str(path), fix=fix)
 
 
-def _part_sizes(content: bytes) -> list[tuple[bytes, int]]:
-    """Names and stated sizes of the parts of a WAV file."""
-    at, sizes = 12, [(b"", 0)]
+def _parts(content: bytes) -> list[tuple[bytes, int, int]]:
+    """Names, stated sizes and first bytes of the parts of a WAV file."""
+    at, parts = 12, []
     while at + 8 <= len(content):
-        sizes.append(struct.unpack_from("<4sI", content, at))
-        at += 8 + sizes[-1][1] + sizes[-1][1] % 2
-    return sizes
+        name, size = struct.unpack_from("<4sI", content, at)
+        parts.append((name, size, at + 8))
+        at += 8 + size + size % 2
+    return parts
 
 
 def _samples(content: bytes, width: int) -> NDArray[np.float64]:
