@@ -106,6 +106,7 @@ NO_JSON: dict[str, str | bytes] = {
     "half a character": '{"\\ud83d": 1}',
     "key 'a' twice": '{"b": {"a": 1, "a": 1}}',
     "not UTF-8 at byte 7": b'{"a": "\xff"}',
+    "begins with a byte order mark: save it as UTF-8 without one": b'\xef\xbb\xbf{"a": 1}',
     "holds a list, not an object": "[]",
     "holds null, not an object": "null",
     "holds true or false, not an object": "true",

@@ -204,6 +204,8 @@ def parse_json(text: str | bytes, kind: type = dict, *, lenient: bool = False) -
         raise JsonError(f"it is larger than {LARGEST_JSON // 10**6} MB")
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
+        if decoded.startswith("\ufeff"):
+            raise JsonError("it begins with a byte order mark: save it as UTF-8 without one")
         value = (_ANY_JSON if lenient else _STRICT_JSON).decode(decoded)
         if re.search(r"\\u[dD][89a-fA-F]", decoded):  # pairs of which are a character
             json.dumps(value, ensure_ascii=False).encode("utf-8")

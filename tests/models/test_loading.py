@@ -58,6 +58,11 @@ def config(**changes: object) -> Spoil:
     return lambda folder: edit_json(folder / "config.json", **changes)
 
 
+def generation(**changes: object) -> Spoil:
+    """Changes entries of generation_config.json."""
+    return lambda folder: edit_json(folder / "generation_config.json", **changes)
+
+
 def text(file: str, content: str) -> Spoil:
     """Writes a file anew."""
     return lambda folder: (folder / file).write_text(content)
@@ -173,6 +178,13 @@ def test_each_change_moves_its_own_fingerprint(llama_folder: Path, change: Spoil
     assert moved == [part]
 
 
+def test_an_attention_that_transformers_does_not_know_is_blamed_on_the_config(llama_folder: Path) -> None:
+    config(_attn_implementation="warp")(llama_folder)
+    with pytest.raises(ModelError, match='attn_implementation="warp"') as refused:
+        load_model(str(llama_folder))
+    assert refused.value.where == str(llama_folder / "config.json")
+
+
 def test_weight_files_in_an_inner_folder_count(llama_folder: Path) -> None:
     indexed("inner/model.safetensors")(llama_folder)
     before = load_model(str(llama_folder)).identity
@@ -240,6 +252,30 @@ OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
         (config(rope_theta=0.0), "states rope_theta = 0, by which no position can be turned"),
         (config(rope_parameters={"rope_type": "default", "rope_theta": float("nan")}), "rope_theta = nan"),
         (config(rope_parameters={"full_attention": {"rope_theta": -1e4}}), "states rope_theta = -10000"),
+        (
+            config(rope_parameters={"rope_type": "yarn", "factor": 1e300}),
+            "states factor = 1e+300, by which no",
+        ),
+        (
+            config(rope_scaling={"type": "longrope", "long_factor": [1, 1e7]}),
+            "states long_factor = 1e+07, by",
+        ),
+        (config(num_key_value_heads=0), "states num_key_value_heads = 0, but"),
+        (config(output_hidden_states="yes"), "states output_hidden_states = 'yes', not true or false"),
+        (config(is_encoder_decoder=True), "states is_encoder_decoder, and a LlamaForCausalLM has no encoder"),
+        (config(attn_implementation={"": 5}), "states attn_implementation = 5, not a text"),
+        (generation(repetition_penalty=0.0), "generation_config.json cannot be used: repetition_penalty: "),
+        (generation(sequence_bias="x"), "generation_config.json cannot be used: sequence_bias: "),
+        (generation(sequence_bias=[[[3, 64], 1.5]]), "sequence_bias in generation_config.json has 64, and"),
+        (
+            generation(sequence_bias=[[5, 1.5]]),
+            "generation_config.json cannot be used: sequence_bias[1][1]: ",
+        ),
+        (
+            generation(forced_decoder_ids=[5]),
+            "generation_config.json cannot be used: forced_decoder_ids[1]: ",
+        ),
+        (generation(stop_strings=[""]), "generation_config.json cannot be used: stop_strings[1]: "),
         (
             config(intermediate_size=10**12),
             "mlp.down_proj.weight is [32, 48] in the weight files, and [32, 1000000000000] by config.json",

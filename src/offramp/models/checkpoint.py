@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import MinLen
+from annotated_types import Gt, MinLen
 
-from offramp.errors import InputError, ModelError
+from offramp.errors import InputError, ModelError, refused_as
 from offramp.files import PathBelow
 from offramp.kit.given import Kind
 from offramp.kit.rules import shown
@@ -173,6 +173,7 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 TOKEN_ID_KEYS = re.compile(
     r".*token_id|(begin_)?suppress_tokens|(bad|force)_words_ids|forced_decoder_ids|(lang|task)_to_id"
+    r"|sequence_bias"
 )
 NONE_KEYS = ("pad_token_id", "eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 """Where -1 is written for none."""
@@ -186,6 +187,8 @@ LONGEST_LIST = 10_000
 LAYERS_PER_STORED = 100
 AXIS_KEYS = ("hidden_size", "n_embd", "d_model", "vocab_size")
 """Sizes that are an axis of a weight, whatever the family."""
+HEAD_KEYS = ("num_attention_heads", "num_key_value_heads", "n_head", "head_dim")
+"""By which widths are divided."""
 
 # Names under which configs and modules state how many layers there are.
 CONTEXT_KEYS = (
@@ -197,8 +200,15 @@ CONTEXT_KEYS = (
     "n_ctx",
 )
 LONGEST_CONTEXT = 10**9
-TURNS = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "factor")
-"""Numbers by which positions are turned: with 0, NaN or less logits stay finite, and are another model's."""
+TURNS = {
+    **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), 1e12),
+    **dict.fromkeys(("factor", "long_factor", "short_factor", "attention_factor"), 1e6),
+    **dict.fromkeys(("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"), 1e6),
+}
+"""Numbers by which positions are turned, and their most: beyond it, or with 0, NaN or less, logits stay
+finite, and are another model's."""
+SWITCHES = ("is_encoder_decoder", "output_attentions", "output_hidden_states", "return_dict")
+"""True or false for every family, which transformers does not check."""
 # Of the two sides of an encoder-decoder, where they are stated apart.
 TARGET_WINDOW_KEYS = ("max_target_positions", "max_decoder_position_embeddings")
 SOURCE_WINDOW_KEYS = ("max_source_positions", "max_encoder_position_embeddings", "max_position_embeddings")
@@ -289,18 +299,25 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
     """Hold the sizes that a config.json states against the stored tensors, before anything is built of them.
 
     Raises ModelError for many times more layers than are stored, a size that is longer than any axis, a list
-    that is longer than LONGEST_LIST, a context or window without positions, positions that nothing turns, and
-    an epsilon beyond 1. The configs of the model's parts count as its own.
+    that is longer than LONGEST_LIST, a context or window without positions, positions that nothing turns, an
+    epsilon beyond 1, and a switch that is not true or false. The configs of the model's parts count as its
+    own.
     """
     parts = [part for name in stored for part in name.split(".")]
     last = max((int(part) for part in parts if part.isdecimal() and len(part) < 10), default=0)
     longest = max((axis for tensor in stored.values() for axis in tensor.shape), default=0)
     for name, part in _configs_in(config):
         for key, value in _turns(part):
-            if not (math.isfinite(value) and value > 0):
+            if not 0 < value <= TURNS[key]:
                 said = f"config.json states {name}{key} = {value:g}, by which no position can be turned"
                 raise ModelError(said, where=str(path), fix=AGAIN)
         for key, value in part.items():
+            kernels = value.values() if isinstance(value, dict) else (value,)
+            for one in kernels if key in (*SWITCHES, *ATTENTION_KEYS) else ():
+                kind, wanted = (bool, "true or false") if key in SWITCHES else (str, "a text")
+                if one is not None and not isinstance(one, kind):
+                    said = f"config.json states {name}{key} = {shown(one)}, not {wanted}"
+                    raise ModelError(said, where=str(path), fix=AGAIN)
             if re.search(r"(^|_)eps(ilon)?$", key) and isinstance(value, int | float) and not 0 <= value <= 1:
                 said = f"config.json states {name}{key} = {value:g}, which is not 0 to 1"
                 raise ModelError(said, where=str(path), fix=AGAIN)
@@ -319,7 +336,7 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
             if key == "sliding_window" and value < 1 and part.get("use_sliding_window") is not False:
                 said = f"config.json states {stated}, in which no position is (for no window, write null)"
                 raise ModelError(said, where=str(path), fix=AGAIN)
-            if key in (*LAYER_COUNT_KEYS, *AXIS_KEYS) and value < 1:
+            if key in (*LAYER_COUNT_KEYS, *AXIS_KEYS, *HEAD_KEYS) and value < 1:
                 raise _other_size(stated, f"{len(stored):,} tensors", path)
             if re.search(r"layers?$", key) and value > LAYERS_PER_STORED * (1 + last):
                 raise _other_size(stated, f"{len(stored):,} tensors, numbered up to {last:,}", path)
@@ -345,8 +362,9 @@ def _turns(part: Mapping[str, Any], *, inside: bool = False) -> Iterator[tuple[s
     for key, value in part.items():
         if isinstance(value, dict) and (inside or key.startswith("rope_")):
             yield from _turns(value, inside=True)
-        elif key in TURNS and isinstance(value, int | float) and not isinstance(value, bool):
-            yield key, value
+        elif key in TURNS:
+            numbers = value if isinstance(value, list) else [value]
+            yield from ((key, one) for one in numbers if type(one) in (int, float))
 
 
 def _other_size(stated: str, held: str, path: Path) -> ModelError:
@@ -457,12 +475,30 @@ def refuse_strangers(strangers: list[str], where: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Generation:
+    """What a generation_config.json may state that transformers looks at once it generates."""
+
+    repetition_penalty: Annotated[float, Gt(0)] | None = None
+    forced_decoder_ids: Sequence[tuple[int, int | None]] | None = None
+    sequence_bias: Annotated[Sequence[tuple[Sequence[int], float]], MinLen(1)] | None = None
+    stop_strings: Annotated[Sequence[Annotated[str, MinLen(1)]], MinLen(1)] | None = None
+    """A single one may stand without a list."""
+
+
 def check_generation(stated: Mapping[str, Any], rows: int, path: Path) -> None:
-    """Refuse a generation_config.json with a token id beyond the vocabulary. rows: of the embedding."""
+    """Refuse a generation_config.json with a token id beyond the vocabulary, or by which nothing can be
+    generated. rows: of the embedding."""
+    from offramp.kit.typed import InvalidRecordError, from_json
+
+    own, stops = "copy the file of the original model into the folder", stated.get("stop_strings")
+    with refused_as(ModelError, f"{path.name} cannot be used", InvalidRecordError, where=str(path), fix=own):
+        from_json(_Generation, {**stated, "stop_strings": [stops] if isinstance(stops, str) else stops})
+    pairs = {"forced_decoder_ids": slice(1, None), "sequence_bias": slice(1)}
     for key, value in stated.items():
         if not TOKEN_ID_KEYS.fullmatch(key):
             continue
-        ids = list(_ids_in([pair[1:] for pair in value] if key == "forced_decoder_ids" and value else value))
+        ids = list(_ids_in([pair[pairs[key]] for pair in value] if key in pairs and value else value))
         least = -1 if key in NONE_KEYS else 0
         other = [one for one in ids if type(one) is not int or not least <= one < rows]
         if other or (key == "suppress_tokens" and len({*ids} - {-1}) >= rows):
@@ -470,7 +506,7 @@ def check_generation(stated: Mapping[str, Any], rows: int, path: Path) -> None:
             raise ModelError(
                 f"{key} in {path.name} {what}, and the ids of tokens are 0 to {rows - 1:,}",
                 where=str(path),
-                fix="copy the file of the original model into the folder",
+                fix=own,
             )
 
 

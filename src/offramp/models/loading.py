@@ -15,6 +15,7 @@ from offramp.files import json_object_in
 from offramp.kit.picture import MOST_PIXELS
 from offramp.kit.sound import HIGHEST_RATE, LOWEST_RATE
 from offramp.models.checkpoint import (
+    CONFIG_FILE,
     CONTEXT_KEYS,
     GENERATION_FILE,
     check_generation,
@@ -197,9 +198,16 @@ def describe_model(
 ) -> Model:
     """A checked model, with what its config and tokenizer say of contexts, beginnings and ends of texts.
 
-    Raises ModelError for an end token that is no number.
+    Raises ModelError for an end token that is no number, and for an encoder that only the config states:
+    transformers would begin each text with another token.
     """
     config = hf.config.get_text_config()
+    if getattr(hf.config, "is_encoder_decoder", False) and not isinstance(hf, Conditioned):
+        raise ModelError(
+            f"the config states is_encoder_decoder, and a {type(own_model(hf)).__name__} has no encoder",
+            where=name if source is None else str(source.folder / CONFIG_FILE),
+            fix="take is_encoder_decoder out of the config",
+        )
     lengths = [getattr(config, key, None) for key in CONTEXT_KEYS]
     context = next((length for length in lengths if isinstance(length, int) and length > 0), None)
     bos = find_bos_policy(tokenizer, config.model_type)
@@ -396,7 +404,8 @@ def _blamed_file(folder: Path, error: Exception) -> Path:
     """Where to look first: a value that transformers does not know stands in a config."""
     if _comes_from_generation(error):
         return folder / GENERATION_FILE
-    return folder / "config.json" if isinstance(error, KeyError | TypeError) else folder
+    stated = isinstance(error, KeyError | TypeError) or "attn_implementation" in str(error)
+    return folder / "config.json" if stated else folder
 
 
 def _comes_from_generation(error: Exception) -> bool:
