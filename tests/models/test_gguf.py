@@ -206,6 +206,10 @@ NORM, LAST = b"output_norm.weight", b"blk.1.ffn_norm.weight"
             lambda whole: with_word(whole, after(whole, NORM) + 12, "<I", 999),
             "output_norm.weight .* type 999",
         ),
+        (
+            lambda whole: with_word(whole, after(whole, NORM) + 12, "<I", 24),
+            "output_norm.weight is I8, whole numbers, not weights",
+        ),
         (lambda whole: with_word(whole, after(whole, NORM) + 4, "<Q", 0), r"shape \[0\]"),
         (lambda whole: with_word(whole, after(whole, LAST) + 16, "<Q", 0), "begins at byte 0 of"),
         (lambda whole: whole + bytes(64), "bytes, and it has"),
@@ -218,6 +222,17 @@ def test_a_header_that_makes_no_sense_is_refused(
     write_gguf(path)
     path.write_bytes(damage(path.read_bytes()))
     require_refused(path, cache, why)
+
+
+def test_a_truth_value_is_a_byte_of_0_or_1(tmp_path: Path) -> None:
+    path, key = tmp_path / "tiny.gguf", "tokenizer.ggml.add_bos_token"
+    write_gguf(path, keys={key: True})
+    content = path.read_bytes()
+    assert read_header(path).values[key] is True
+    place = after(content, key.encode()) + 4
+    path.write_bytes(content[:place] + b"\2" + content[place + 1 :])
+    with pytest.raises(ModelError, match=f"damaged .{key} is neither true nor false"):
+        read_header(path)
 
 
 def test_a_header_too_large_to_read_is_refused_before_any_of_it_is(
@@ -396,6 +411,7 @@ def test_values_that_no_model_has_are_refused_by_their_key(
         ("bos_token_id", 4_000_000_000, "bos_token_id is 4000000000, and the ids of tokens are 0 to 258"),
         ("bos_token_id", -1, "bos_token_id is -1"),
         ("eos_token_id", "</s>", "eos_token_id is '</s>'"),
+        ("eot_token_id", 259, "eot_token_id is 259, and the ids of tokens are 0 to 258"),
         ("tokens", [str(number % 258) for number in range(259)], "tokens has '0' twice"),
         ("add_bos_token", "no", "add_bos_token is 'no', not true or false"),
     ],

@@ -23,7 +23,7 @@ from offramp.models.gguf_metadata import OTHER_FILE, check_tokenizer, check_valu
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-STRING, ARRAY = 8, 9
+TRUTH, STRING, ARRAY = 7, 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Formats of `struct` by the numbers of GGUF's value types."""
 LONGEST_TEXT = 1_000_000
@@ -154,16 +154,22 @@ def _walk(content: mmap.mmap, path: Path) -> GgufHeader:
         at += length
         return str(content[at - length : at], "utf-8")
 
+    def scalars(kind: int, count: int, key: str) -> tuple[Any, ...]:
+        taken = take(f"{count}{_format(kind)}")
+        if kind == TRUTH and content[at - count : at].strip(b"\0\1"):
+            raise ValueError(f"{key} is neither true nor false")
+        return taken
+
     def value(kind: int, key: str) -> Any:
         nonlocal listed
         if kind == STRING:
             return text(key)
         if kind != ARRAY:
-            return take(_format(kind))[0]
+            return scalars(kind, 1, key)[0]
         item, count = take("IQ")
         allow(count, MOST_VALUES, f"there are # values in the lists up to {key}", listed)
         listed += count
-        return tuple(text(key) for _ in range(count)) if item == STRING else take(f"{count}{_format(item)}")
+        return tuple(text(key) for _ in range(count)) if item == STRING else scalars(item, count, key)
 
     version, tensor_count, key_count = take("IQQ")
     if version not in VERSIONS:
@@ -220,6 +226,8 @@ def _placed(
             raise ValueError(f"the tensor {name} stands there twice")
         if kind not in types:
             raise ValueError(f"the tensor {name} is of the unknown type {kind}")
+        if re.fullmatch(r"I\d+", types[kind].name):
+            raise _unreadable(f"the tensor {name} is {types[kind].name}, whole numbers, not weights", path)
         block, block_bytes = GGML_QUANT_SIZES[types[kind]]
         if not shape or 0 in shape or shape[-1] % block:
             raise ValueError(f"the tensor {name} has the shape {list(shape)}, in blocks of {block}")

@@ -106,7 +106,15 @@ TOKEN_LISTS = {
     "token_type": (int, "whole numbers"),
     "merges": (str, "texts"),
 }
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id")
+TOKEN_IDS = (
+    "bos_token_id",
+    "eos_token_id",
+    "unknown_token_id",
+    "padding_token_id",
+    "eot_token_id",
+    "eom_token_id",
+)
+"""The last two end an answer in llama.cpp."""
 SWITCHES = ("add_bos_token", "add_eos_token", "add_space_prefix")
 
 GPT2_SPLITS = {
