@@ -207,15 +207,24 @@ def test_a_size_of_what_sees_that_the_weights_do_not_have_is_named(tmp_path: Pat
     [
         (
             {"image_processor": {"size": {"shortest_edge": 100_000}}},
-            "shortest_edge .* 100000, not 1 to 4,",
+            "shortest_edge .* 100000, not a whole number from 1 to 4,096",
         ),
         (
             {"image_processor": {"merge_size": 2, "size": {"longest_edge": 10**9}}},
-            "longest_edge .* 1e.09",
+            "longest_edge .* 1000000000, not",
         ),
-        ({"image_processor": {"max_pixels": 10**9}}, "max_pixels .* is 1e.09, not 1 to 50,000,000"),
-        ({"image_processor": {"image_std": [0.5, 0, 0.5]}}, "image_std .* is 0, not 1e-06 to 1,000"),
-        ({"patch_size": 0}, "patch_size in processor_config.json is 0, not 1 to"),
+        ({"image_processor": {"max_pixels": 10**9}}, "max_pixels .* is 1000000000, not .* 1 to 50,000,000"),
+        (
+            {"image_processor": {"image_std": [0.5, 0, 0.5]}},
+            "image_std .* is 0, not a number from 1e-06 to 1,",
+        ),
+        ({"image_processor": {"image_std": [0.5, float("nan"), 0.5]}}, "image_std .* is nan, not a number"),
+        ({"image_processor": {"image_mean": "gray"}}, "image_mean .* is 'gray', not a number from -1000 to"),
+        ({"image_processor": {"image_mean": [0.5, 0.5]}}, "is .0.5, 0.5., .* for each of 3 colours"),
+        ({"image_processor": {"image_mean": [0.5, None, 0.5]}}, "image_mean .* is None, not a number"),
+        ({"image_processor": {"resample": 9}}, "resample .* is 9, not a whole number from 0 to 5"),
+        ({"image_processor": {"resample": 2.5}}, "resample .* is 2.5, not a whole number from 0 to 5"),
+        ({"patch_size": 0}, "patch_size in processor_config.json is 0, not a"),
     ],
 )
 def test_numbers_by_which_no_picture_is_scaled_are_refused_before_weights(

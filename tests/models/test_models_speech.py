@@ -219,6 +219,10 @@ def test_numbers_by_which_no_sound_is_heard_are_refused_before_weights(
         ("dither", 1e9, 0.0),
         ("padding_value", -1e30, 0.0),
         ("sampling_rate", 7, 16_000),
+        ("n_fft", 10**9, 400),
+        ("hop_length", 0, 160),
+        ("chunk_length", 10**9, 1),
+        ("feature_size", 10**9, 16),
     ):
         edit_json(file, **{key: value})
         with pytest.raises(ModelError, match=f"{key} in preprocessor_config.json is ") as refused:

@@ -13,6 +13,7 @@ from torch import nn
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.files import json_object_in
 from offramp.kit.picture import MOST_PIXELS
+from offramp.kit.rules import shown
 from offramp.kit.sound import HIGHEST_RATE, LOWEST_RATE
 from offramp.models.checkpoint import (
     CONFIG_FILE,
@@ -314,12 +315,17 @@ MAKER_RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("height", "width", "shortest_edge", "longest_edge"), (1, LONGEST_SIDE)),
     **dict.fromkeys(("size", "crop_size", "patch_size"), (1, LONGEST_SIDE)),
     **dict.fromkeys(("min_pixels", "max_pixels"), (1, MOST_PIXELS)),
-    **dict.fromkeys(("image_mean", "padding_value"), (-1000, 1000)),
-    **dict.fromkeys(("image_std", "rescale_factor"), (1e-6, 1000)),
-    "dither": (0, 1),
+    **dict.fromkeys(("image_mean", "padding_value"), (-1000.0, 1000.0)),
+    **dict.fromkeys(("image_std", "rescale_factor"), (1e-6, 1000.0)),
+    "resample": (0, 5),  # as Pillow numbers its filters
+    "dither": (0.0, 1.0),
     "sampling_rate": (LOWEST_RATE, HIGHEST_RATE),
+    "chunk_length": (1, 3_600),
+    **dict.fromkeys(("n_fft", "hop_length"), (1, 16_384)),
+    "feature_size": (1, 1_024),
 }
-"""Least and most of what a model's files state of how its inputs are made."""
+"""Least and most of what a model's files state of how its inputs are made; whole numbers where these are."""
+CHANNELS = 3
 
 
 def check_maker(folder: Path) -> None:
@@ -328,23 +334,27 @@ def check_maker(folder: Path) -> None:
         path = folder / name
         for key, value, most in _numbers_in(json_object_in(path, lenient=True) if path.is_file() else None):
             least = MAKER_RANGES[key][0]
-            if not least <= value <= most:
-                what = f"{key} in {name} is {value:g}, not {least:g} to {most:,}"
+            kind = "whole number" if isinstance(least, int) else "number"
+            number = type(value) is int or (type(value) is float and (kind == "number" or value.is_integer()))
+            if not number or not least <= value <= most:
+                what = f"{key} in {name} is {shown(value)}, not a {kind} from {least:g} to {most:,.9g}"
+                what += f" for each of {CHANNELS} colours" if isinstance(value, list) else ""
                 raise ModelError(what, where=str(path), fix="copy the file of the original model there")
 
 
-def _numbers_in(value: Any, key: str = "", pixels: bool = False) -> Iterator[tuple[str, float, float]]:
-    """Keys of MAKER_RANGES with their numbers, at any depth, and the most that these may be.
+def _numbers_in(value: Any, key: str = "", pixels: bool = False) -> Iterator[tuple[str, Any, float]]:
+    """Keys of MAKER_RANGES with what stands there, at any depth, and the most that it may be.
 
     pixels: whether the edges of a size are numbers of pixels, as where patches are merged.
     """
     if isinstance(value, dict):
         for inner, item in value.items():
-            yield from _numbers_in(item, inner, pixels or "merge_size" in value)
-    elif isinstance(value, list):
+            if item is not None:
+                yield from _numbers_in(item, inner, pixels or "merge_size" in value)
+    elif isinstance(value, list) and (key not in ("image_mean", "image_std") or len(value) == CHANNELS):
         for item in value:
             yield from _numbers_in(item, key, pixels)
-    elif key in MAKER_RANGES and isinstance(value, int | float):
+    elif key in MAKER_RANGES:
         yield key, value, MOST_PIXELS if pixels and key.endswith("_edge") else MAKER_RANGES[key][1]
 
 
