@@ -338,6 +338,10 @@ OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
             steps(post_processor={**SURROUNDED, "single": 1000 * [PIECE]}),
             "the post_processor has more than 20,000",
         ),
+        (
+            steps(model={"type": "WordLevel", "vocab": {"a": 5, "b": 5}}),
+            "has the id 5 for 'a' and 'b', which",
+        ),
         (steps(post_processor={**SURROUNDED, "single": [PIECE]}), "the tokenizer drops the text"),
         (steps(normalizer=replace({"Regex": "."}, "")), "the tokenizer drops the text"),
         (steps(normalizer=replace({"Regex": "([a-z]+)+!"}, "")), "the tokenizer fails: Onig"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from offramp.errors import InputError, ModelError, OfframpError, raise_if_out_of_memory
 from offramp.files import json_object_in
+from offramp.kit.rules import shown
 from offramp.models.checkpoint import AGAIN
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -71,7 +72,8 @@ def raise_if_not_a_librarys(error: BaseException) -> None:
 
 def check_tokenizer_file(folder: Path) -> None:
     """Refuse a tokenizer.json that no tokenizer has, before anything is encoded: one whose steps make
-    too much of a character, or that puts too much around a text. Raises ModelError.
+    too much of a character, that puts too much around a text, or whose ids are of two texts, one of which
+    would be taken at random. Raises ModelError.
 
     What is no JSON object is left to transformers.
     """
@@ -87,8 +89,20 @@ def check_tokenizer_file(folder: Path) -> None:
             what = f"the {grows[0]} makes more than {MOST_GROWTH:,} characters of one"
         elif len(json.dumps(stated.get("post_processor"))) > LARGEST_POST_PROCESSOR:
             what = f"the post_processor has more than {LARGEST_POST_PROCESSOR:,} characters"
+        elif twice := _shared_id(stated.get("model")):
+            what = f"the vocabulary has the id {twice[0]} for {shown(twice[1])} and {shown(twice[2])}"
     if what is not None:
         raise ModelError(f"{what}, which no tokenizer needs", where=str(path), fix=AGAIN)
+
+
+def _shared_id(model: Any) -> tuple[int, str, str] | None:
+    """An id that a vocabulary has for two texts, and these; None where each has its own."""
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    texts: dict[int, str] = {}
+    for text, number in vocabulary.items() if isinstance(vocabulary, dict) else ():
+        if type(number) is int and texts.setdefault(number, text) != text:
+            return number, texts[number], text
+    return None
 
 
 def _growth(step: Any) -> float:
