@@ -42,6 +42,7 @@ REFUSED = [
     ("--ladder 4:static:exit=2", "begin at queues of 4", "rise from 0"),
     ("--ladder 0:never,8:static:exit=2,4:static:exit=1", "0, 8, 4", "rise from 0"),
     ("--ladder never", "is no ladder", "0:never"),
+    ("--ladder 0:never,1e3:static:exit=2", "is no ladder", "0:never"),
     ("-p static:exit=2 --model smollm2", "means nothing without --execute", "--execute"),
     ("-p static:exit=2 --hardware h1000", "unknown hardware 'h1000'", "h100"),
     ("-p static:exit=2 -o x.txt", "does not end in .json", "x.json"),
@@ -87,6 +88,12 @@ def test_a_model_alone_says_nothing(tiny_model: Path) -> None:
     found.require(2)
     assert "a model says nothing of where its tokens leave" in found.err
     assert "--execute" in found.err
+
+
+def test_an_answer_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "load.json").write_text("{}")
+    found = run_offramp("load", tmp_path / "load.json", "-p", "static:exit=2", "--hardware", "h100")
+    assert "there is no trace here" in found.require(2).err
 
 
 def test_a_mistyped_trace_is_no_model(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,7 @@ def test_a_file_is_stretched_to_the_rate(
         (["arrival", "0", "1"], "3 are the fewest", 1),
         (["seconds", "0", "1", "2"], "not the names of its columns", 1),
         (["arrival", "0", "2", "1"], "not sorted", 4),
+        (["arrival", '"0', "2", "1"], "unexpected end of data", 4),
         (["arrival,prompt_tokens,output_tokens", "0,1,1", "1,2", "2,2,2"], "2 of 3 columns", 3),
         (["arrival,prompt_tokens,output_tokens", "0,1,1", "1,,2", "2,2,2"], "2 of 3 columns", 3),
         (["arrival,prompt_tokens,output_tokens", "0,1,1", "1,0,2", "2,2,2"], "no tokens", 3),

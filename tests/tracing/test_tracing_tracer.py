@@ -222,3 +222,16 @@ def test_what_has_no_unit_has_no_speed(clock: SimpleNamespace, capsys: pytest.Ca
     lines.show(0, 10)  # nothing is done, so nothing can be said of the time that is left
     lines.show(4, 10)
     assert capsys.readouterr().err.splitlines() == ["- timing: 4/10, about 30 s left"]
+
+
+def test_torch_set_to_another_default_dtype_changes_no_fact() -> None:
+    model, work = tiny_llama(), workload_of(lengths=(30, 20))
+    before = trace(model, work, tokens=40, progress=False)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = trace(model, work, tokens=40, progress=False)
+    finally:
+        torch.set_default_dtype(default)
+    for name in before.fact_names:
+        assert np.array_equal(before.fact(name), after.fact(name)), name

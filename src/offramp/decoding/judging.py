@@ -143,7 +143,7 @@ def float_logits(stack: ExitStack, hidden: Tensor, ids: Tensor) -> Tensor:
     if stack.readout_kind != "fast" or weight is None or transform is None or weight.dtype == torch.float32:
         return stack.readout(hidden, ids)[0].float()
     normed = stack.tail_forward(hidden)[0].float()
-    logits = torch.empty(len(normed), len(weight), device=normed.device)
+    logits = torch.empty(len(normed), len(weight), dtype=torch.float32, device=normed.device)
     for start in range(0, len(weight), TILE):  # never the whole head in float32
         tile = slice(start, start + TILE)
         own_bias = None if bias is None else bias[tile].float()

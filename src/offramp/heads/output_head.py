@@ -289,7 +289,9 @@ class LinearHead:
 
     def _exact_rows(self, states: Tensor) -> Tensor:
         """Head output of a few states in float32, in memory of its own."""
-        return self._exact_into(torch.empty(len(states), self.padded, device=self.device), states)
+        return self._exact_into(
+            torch.empty(len(states), self.padded, dtype=torch.float32, device=self.device), states
+        )
 
     def _exact_into(self, out: Tensor, states: Tensor) -> Tensor:
         out[:, self.vocabulary_size :] = PADDING
@@ -364,7 +366,7 @@ class LinearHead:
         if self.reductions == "eager":
             return self._eager_sums(output, reference)
         whole = self.buffer.exact if output.dtype == torch.float32 else self.buffer.whole
-        padded = torch.zeros(len(whole), device=self.device)
+        padded = torch.zeros(len(whole), dtype=torch.float32, device=self.device)
         padded[: len(output)] = reference
         sums = compiled_sums(whole, padded, self.transform)
         return RawSums(*(column[: len(output)] for column in sums))

@@ -146,8 +146,8 @@ class EagerSums:
     def __init__(self, transform: HeadTransform, padded: int, device: torch.device, rows: int) -> None:
         self.transform = transform
         self.rows = max(1, min(rows, eager_elements(device) // padded))
-        self._shifted = torch.empty(self.rows, padded, device=device)
-        self._weight = torch.empty(self.rows, padded, device=device)
+        self._shifted = torch.empty(self.rows, padded, dtype=torch.float32, device=device)
+        self._weight = torch.empty(self.rows, padded, dtype=torch.float32, device=device)
         self._greater = torch.empty(self.rows, padded, dtype=torch.bool, device=device)
 
     def __call__(self, output: Tensor, reference: Tensor) -> RawSums:

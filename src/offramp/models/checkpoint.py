@@ -187,7 +187,7 @@ LONGEST_LIST = 10_000
 LAYERS_PER_STORED = 100
 AXIS_KEYS = ("hidden_size", "n_embd", "d_model", "vocab_size")
 """Sizes that are an axis of a weight, whatever the family."""
-HEAD_KEYS = ("num_attention_heads", "num_key_value_heads", "n_head", "head_dim")
+HEAD_KEYS = ("num_attention_heads", "num_key_value_heads", "n_head")
 """By which widths are divided."""
 
 # Names under which configs and modules state how many layers there are.

@@ -164,8 +164,12 @@ class PreviousExit:
         self.signals = frozenset(signals)
         self._diverges = bool(self.signals - {"top_k_overlap"})
         self._step = min(rows, max(1, eager_elements(device) // vocabulary_size))
-        self._p = torch.empty(rows if self._diverges else 0, vocabulary_size, device=device)
-        self._log_p = torch.empty(self._step if self._diverges else 0, vocabulary_size, device=device)
+        self._p = torch.empty(
+            rows if self._diverges else 0, vocabulary_size, dtype=torch.float32, device=device
+        )
+        self._log_p = torch.empty(
+            self._step if self._diverges else 0, vocabulary_size, dtype=torch.float32, device=device
+        )
         self._scratch = torch.empty_like(self._log_p)
         self._entropy: Tensor
         self._best: Tensor

@@ -174,7 +174,9 @@ class BlockMeasurer:
         """W^T p_L with the scale and the bias feature: float32 [rows, features + 1]."""
         head = self.head
         assert isinstance(head, LinearHead)
-        total = torch.zeros(len(probability), head.weight.shape[1] + 1, device=head.device)
+        total = torch.zeros(
+            len(probability), head.weight.shape[1] + 1, dtype=torch.float32, device=head.device
+        )
         for tile in slices(0, head.vocabulary_size, TILE):
             total[:, :-1] += probability[:, tile] @ head.weight[tile].float()
         if head.bias is not None:

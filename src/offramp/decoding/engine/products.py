@@ -64,7 +64,7 @@ def transposed_is_faster(stack: ExitStack) -> bool:
         return False
     if not _is_plain(weight):
         return False
-    row = torch.linspace(-1.0, 1.0, weight.shape[1], device=weight.device)[None]
+    row = torch.linspace(-1.0, 1.0, weight.shape[1], dtype=torch.float32, device=weight.device)[None]
     with torch.no_grad():
         usual = median_seconds(lambda: torch.nn.functional.linear(row, weight, stack.head_bias))
         transposed = median_seconds(lambda: transposed_product(weight, stack.head_bias, row))

@@ -381,7 +381,7 @@ def _top_k_overlap(now: ExitNow) -> Tensor:
 
 def _candidate_score(now: ExitNow) -> Tensor:
     if now.chosen is None:
-        return torch.zeros(len(now.states), device=now.states.device)
+        return torch.zeros(len(now.states), dtype=torch.float32, device=now.states.device)
     logits = now.head.at(now.normed, now.chosen.tokens)
     return now.probability("candidate_score", candidate_features(logits, now.chosen.then))
 

@@ -403,7 +403,7 @@ def accept_or_resample(
     """
     wanted, offered = scores.softmax(-1), draft_scores.softmax(-1)
     place = drafted[:, None]
-    luck = torch.rand((len(wanted), 1), generator=random, device=wanted.device)
+    luck = torch.rand((len(wanted), 1), dtype=torch.float32, generator=random, device=wanted.device)
     right = luck * offered.gather(1, place) < wanted.gather(1, place)
     right = right.squeeze(1)
     if bool(right.all()):

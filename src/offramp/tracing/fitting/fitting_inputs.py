@@ -180,10 +180,12 @@ def take_readings(
     readings = [reading.at(place, head.device) for place in range(len(exits))]
     reader = _Reader(model, head, readings, shortlist)
     device = head.device
-    max_prob, margin, cosine = (torch.zeros(rows, len(exits), device=device) for _ in range(3))
+    max_prob, margin, cosine = (
+        torch.zeros(rows, len(exits), dtype=torch.float32, device=device) for _ in range(3)
+    )
     agrees, short_agrees = (torch.zeros(rows, len(exits), dtype=torch.bool, device=device) for _ in range(2))
     columns = 0 if candidate_index is None else CANDIDATES
-    candidates = torch.zeros(rows, len(exits), columns, device=device)
+    candidates = torch.zeros(rows, len(exits), columns, dtype=torch.float32, device=device)
     with exact_sums():
         for part in slices(0, rows, head.rows):
             # 1. What the full model says of some rows.
