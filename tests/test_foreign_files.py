@@ -62,6 +62,7 @@ HEADS = {
     "lens": False,
 }
 ARRAYS = {"a": np.zeros(2, dtype=np.float32)}
+SHORT_LIST = {"shortlist": np.arange(2, dtype=np.int32)}
 
 
 def in_file(read: Callable[[Path], object], name: str = "file.json") -> Callable[[Path, str], object]:
@@ -75,11 +76,13 @@ def in_file(read: Callable[[Path], object], name: str = "file.json") -> Callable
     return of_text
 
 
-def in_metadata(read: Callable[[Path], object], key: str) -> Callable[[Path, str], object]:
+def in_metadata(
+    read: Callable[[Path], object], key: str, arrays: Arrays = ARRAYS
+) -> Callable[[Path, str], object]:
     """A reader of a text in the metadata of a safetensors file."""
 
     def of_text(folder: Path, text: str) -> object:
-        save_file(ARRAYS, folder / "a.safetensors", metadata={key: text})
+        save_file(arrays, folder / "a.safetensors", metadata={key: text})
         return read(folder / "a.safetensors")
 
     return of_text
@@ -133,7 +136,7 @@ CHECKPOINT = {
 STATES = {"key": "key", "layers": [1, 2], "dtype": "float32", "seconds": 1.5, "tokens": 40}
 ROWS = {STREAMED: np.arange(5 * 2 * 12, dtype=np.uint8).reshape(5, 2, 12)}
 
-heads_resealed = resealed(heads_file.FILE, HEADS, heads_file.read_heads, ARRAYS)
+heads_resealed = resealed(heads_file.FILE, HEADS, heads_file.read_heads, SHORT_LIST)
 checkpoint_resealed = resealed(loop.CHECKPOINT_FILE, CHECKPOINT, read_checkpoint, ARRAYS)
 states_resealed = resealed(states.FILE, STATES, read_states, ROWS)
 
@@ -141,7 +144,7 @@ states_resealed = resealed(states.FILE, STATES, read_states, ROWS)
 READERS: dict[str, Callable[[Path, str], object]] = {
     "a sealed record": in_file(lambda path: read_sealed_json(path, sealed_parts.damaged)),
     "a trace's manifest": in_file(lambda path: manifest.read_manifest(path.parent), manifest.MANIFEST),
-    "a header of heads": in_metadata(heads_file.read_heads, heads_file.HEADER),
+    "a header of heads": in_metadata(heads_file.read_heads, heads_file.HEADER, SHORT_LIST),
     "a header of heads, sealed": heads_resealed,
     "a checkpoint": in_metadata(read_checkpoint, loop.CHECKPOINT_FILE.entry),
     "a checkpoint, sealed": checkpoint_resealed,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from scoring_traces import facts_trace, logits_trace
 
 from offramp.errors import InputError
-from offramp.scoring.card import ESTIMATES, PUBLISHED_EAS, STUDY
+from offramp.scoring.card import ESTIMATES, PUBLISHED_EAS, STUDY, ScoreCard
 from offramp.scoring.scoring import drawn_figures, exit_ranges, score
 from offramp.tracing.facts import FACTS
 from offramp.tracing.trace import Trace
@@ -328,3 +330,20 @@ def test_drawn_figures_are_what_the_card_shows() -> None:
             assert figure.values[0] == card.curves.values["nll"][-1]
         else:
             assert figure.estimate(bootstrap) == (eas[name] if name in eas else getattr(card, name)), name
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda curves: curves["values"].update(agreement=[0.5]), "not one value for each exit"),
+        (lambda curves: curves["exits"].reverse(), "do not ascend within 1"),
+        (lambda curves: curves["exits"].__setitem__(-1, 10**9), "do not ascend within 1"),
+        (lambda curves: curves["depth_fraction"].__setitem__(-1, 7.0), "depths are no shares"),
+        (lambda curves: curves["exits"].__setitem__(0, True), "no whole number"),
+    ],
+)
+def test_curves_of_other_exits_are_refused(change: Callable[[dict[str, Any]], None], why: str) -> None:
+    value = score(improving_trace(), draws=20).to_json()
+    change(value["curves"])
+    with pytest.raises(InputError, match=why):
+        ScoreCard.from_json(value)

@@ -97,17 +97,18 @@ def test_what_cannot_be_read_is_found_out_again(tmp_path: Path, counted: list[st
 def test_nothing_is_kept_without_a_folder_and_nothing_written_without_news(tmp_path: Path) -> None:
     path = tmp_path / "folder" / FINGERPRINTS
     kept = Fingerprints(path)
-    assert kept.get("name", lambda value: [1], lambda: "found") == "found"
+    assert kept.get("name", str, lambda value: [1], lambda: "found") == "found"
     assert not path.exists()
     kept.save()
     written = path.stat().st_mtime_ns
     again = Fingerprints(path)
-    assert again.get("name", lambda value: [1], lambda: pytest.fail("it was kept")) == "found"
+    assert again.get("name", str, lambda value: [1], lambda: pytest.fail("it was kept")) == "found"
     again.save()
     assert path.stat().st_mtime_ns == written
-    assert again.get("name", lambda value: [2], lambda: "anew") == "anew"
+    assert again.get("name", str, lambda value: [2], lambda: "anew") == "anew"
+    assert again.get("name", int, lambda value: [2], lambda: 7) == 7  # a text is none
     alone = Fingerprints()
-    alone.get("name", lambda value: [1], lambda: "found")
+    alone.get("name", str, lambda value: [1], lambda: "found")
     alone.save()
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 

@@ -21,7 +21,7 @@ from offramp.errors import DiskFullError, InputError
 from offramp.studies.journal import TAIL_BYTES, Event, Journal, line_of, read_lines
 
 DETAILS = st.dictionaries(
-    st.sampled_from(["what", "seconds", "problems"]),
+    st.sampled_from(["what", "folder", "problems"]),
     st.text(max_size=12) | st.floats(allow_nan=False, allow_infinity=False) | st.lists(st.text(max_size=3)),
 )
 EVENTS = st.lists(
@@ -203,3 +203,13 @@ def test_lines_that_are_no_events_are_named_once_and_the_rest_is_read(line: str)
     assert reading.problems == ("line 2 of the journal is torn or damaged, and skipped",)
     many = read_lines(first + f"{line}\n".encode() * 9 + last)
     assert many.problems == ("9 lines of the journal are torn or damaged, and skipped: 2, 3, 4, 5, 6, ...",)
+
+
+@pytest.mark.parametrize(
+    "change", [{"wall": 1e20}, {"wall": -1.0}, {"details": {"seconds": "3"}}, {"number": True}]
+)
+def test_an_event_that_no_clock_saw_is_passed_over(change: dict[str, Any]) -> None:
+    event = Event(**{"number": 1, "event": "finished", **change})
+    found = read_lines(line_of(event) + line_of(Event(2, "started")))
+    assert [one.number for one in found.events] == [2]
+    assert len(found.problems) == 1

@@ -596,6 +596,13 @@ def test_the_record_is_json_that_says_what_it_cost(tmp_path: Path) -> None:
     RECORD.write(tmp_path / "training.json", replace(found.record, trained=()))
     with pytest.raises(DamagedFileError, match="0 evaluations trained, of"):
         RECORD.read(tmp_path / "training.json")
+    RECORD.write(tmp_path / "training.json", replace(found.record, logit_lens=()))
+    with pytest.raises(DamagedFileError, match="0 evaluations without heads, of"):
+        RECORD.read(tmp_path / "training.json")
+    short = tuple(replace(one, leaving=(0.5,)) for one in found.record.trained)
+    RECORD.write(tmp_path / "training.json", replace(found.record, trained=short))
+    with pytest.raises(DamagedFileError, match="1 shares that leave, of"):
+        RECORD.read(tmp_path / "training.json")
 
 
 def test_the_code_of_a_training_is_all_that_it_runs() -> None:

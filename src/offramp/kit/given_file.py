@@ -119,6 +119,7 @@ STRICT, FINITE = Field(strict=True), Field(strict=True, allow_inf_nan=False)
 LINE_OF_ERROR = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 Count = Annotated[numbers.Count, STRICT]
+Layers = Annotated[numbers.Layers, STRICT]
 Threads = Annotated[numbers.Threads, STRICT]
 Whole = Annotated[numbers.Whole, STRICT]
 Truth = Annotated[bool, STRICT]

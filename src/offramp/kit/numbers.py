@@ -25,9 +25,11 @@ LONGEST_COPY = 1024
 """Of tokens that are copied from a text at once: all are weighed, and checked, for each new one."""
 MOST_RUNS = 2 * LONGEST_COPY
 """Of the full model's layers for one token, wrong drafts included: two kinds of drafts at most."""
+MOST_LAYERS = 10_000
 LONGEST_SECONDS = 366 * 86_400.0
 LONGEST_MINUTES = LONGEST_SECONDS / 60
 
+Layers = Annotated[int, Ge(1), Le(MOST_LAYERS)]
 Count = Annotated[int, Ge(1), Le(LARGEST_COUNT)]
 Whole = Annotated[int, Ge(0), Le(LARGEST_SEED)]
 Copied = Annotated[int, Ge(0), Le(LONGEST_COPY)]

@@ -14,7 +14,7 @@ from offramp.display import ShownAsHtml
 from offramp.errors import InputError, refused_as
 from offramp.heads.described import RAW
 from offramp.kit.arguments import checked
-from offramp.kit.numbers import Count, Proportion, Whole
+from offramp.kit.numbers import MOST_LAYERS, Count, Proportion, Whole
 from offramp.kit.typed import FloatArray, IntArray, InvalidRecordError, finite_json, from_json
 from offramp.scoring.estimate import Estimate
 
@@ -49,6 +49,17 @@ class LayerCurves:
     depth_fraction: FloatArray
     values: Mapping[str, FloatArray]
     intervals: Mapping[str, Limits]
+
+    def __post_init__(self) -> None:
+        """Refuse curves of other exits, with a ValueError."""
+        limits = (limit for both in self.intervals.values() for limit in (both.low, both.high))
+        shapes = {curve.shape for curve in (self.depth_fraction, *self.values.values(), *limits)}
+        if shapes != {self.exits.shape} or self.exits.ndim != 1:
+            raise ValueError("a curve has not one value for each exit")
+        if not np.all(np.diff(self.exits, prepend=0) > 0) or self.exits.max(initial=0) > MOST_LAYERS:
+            raise ValueError(f"the exits of the curves do not ascend within 1 to {MOST_LAYERS:,}")
+        if not np.all((self.depth_fraction > 0) & (self.depth_fraction <= 1)):
+            raise ValueError("depths are no shares of the layers")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from offramp.commands import RunCall
 from offramp.errors import InputError
@@ -26,6 +28,8 @@ from offramp.files import (
     sha256_of_text,
     why_not_ours,
 )
+from offramp.kit.numbers import NotNegative, Whole
+from offramp.kit.stays_json import Of
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.studies.task import Task
 from offramp.tracing.progress import say
@@ -38,11 +42,22 @@ PATIENCE_SECONDS, PAUSE_SECONDS = 5.0, 0.005
 """For a lock that is held while one line is written."""
 
 
+Wall = Annotated[float, Ge(0), Le(datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC).timestamp())]
+"""A clock on the wall that has a date."""
+
+
+@dataclass(frozen=True)
+class _Took:
+    """What is read of an event's details; all else in them is as it was written."""
+
+    seconds: NotNegative | None = None
+
+
 @dataclass(frozen=True)
 class Event:
     """One thing that happened to a task, or to the whole study."""
 
-    number: int
+    number: Whole
     """Counts up by one from 1, and alone says what came first."""
     event: str
     """ "started", "finished", "failed", "damaged" and the like."""
@@ -50,13 +65,13 @@ class Event:
     """The task's key, "" of an event of the study."""
     kind: str = ""
     """The task's."""
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Annotated[Mapping[str, Any], Of(_Took)] = field(default_factory=dict)
     """What else is known, such as "seconds" that a task took."""
-    wall: float = 0.0
+    wall: Wall = 0.0
     """Seconds since 1970, for people only, since a clock may be set back."""
-    monotonic: float = 0.0
+    monotonic: NotNegative = 0.0
     """Seconds on this machine's clock that only goes forward."""
-    process: int = 0
+    process: Whole = 0
     """Its number on `host`."""
     host: str = ""
 

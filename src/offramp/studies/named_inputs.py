@@ -20,7 +20,8 @@ from offramp.files import canonical_json, sha256_of_text, source_fingerprint
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
 from offramp.kit.given_file import Location
-from offramp.kit.numbers import shown_size
+from offramp.kit.numbers import Count, Layers, NotNegative, Whole, shown_size
+from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.models.checkpoint import (
     CONFIG_FILE,
     CONTEXT_KEYS,
@@ -81,18 +82,22 @@ class Fingerprints:
             if path is not None:
                 self._kept.update(FINGERPRINT_FILE.read(path).values)
 
-    def get(self, name: str, evidence: Callable[[Any], Any], find: Callable[[], Any]) -> Any:
-        """The value kept under a name while the evidence for it is the same, else what `find` finds (JSON).
+    def get(self, name: str, kind: Any, evidence: Callable[[Any], Any], find: Callable[[], Any]) -> Any:
+        """The value kept under a name while the evidence for it is the same, else what `find` finds.
 
-        evidence: of a value, what it was found from (JSON). Raises what `find` and `evidence` raise.
+        kind: its type; what is kept of another is as good as nothing. evidence, find: of a value in JSON what
+        it was found from, and such a value. Raises what `find` and `evidence` raise.
         """
         kept = self._kept.get(name)
-        if kept is not None and kept.evidence == _digest(evidence(kept.value)):
-            return kept.value
+        with contextlib.suppress(InvalidRecordError):
+            if kept is not None:
+                known = from_json(kind, kept.value)
+                if kept.evidence == _digest(evidence(kept.value)):
+                    return known
         value = find()
         self._kept[name] = Fingerprint(_digest(evidence(value)), value)
         self._changed = True
-        return value
+        return from_json(kind, value)
 
     def save(self) -> None:
         """Write what was added, in one step. Raises OfframpError if the disk is full."""
@@ -310,8 +315,8 @@ class _WorkloadSearch:
         if split_continued(source)[1] not in SLOW_SOURCES:
             return load()
         key = f"workload {source}, with its documents"
-        fingerprint, documents = self.fingerprints.get(key, lambda _: _installed(), load)
-        return fingerprint, documents
+        facts: tuple[str, int] = self.fingerprints.get(key, tuple[str, Whole], lambda _: _installed(), load)
+        return facts
 
 
 @functools.cache
@@ -413,16 +418,26 @@ def _find_unfit(study: Study, fingerprints: Fingerprints) -> dict[str, str]:
     for step, location in all_steps(study):
         if isinstance(step, Prune):
             continue
-        problem = fingerprints.get(
+        problem: _Problem | None = fingerprints.get(
             f"transform {step.text} {study.settings.dtype}",
+            _Problem | None,
             lambda _: _kernels(),
             functools.partial(_problem_with, step, study.settings.dtype),
         )
-        if problem is not None and problem["elsewhere"]:
-            raise InputError(problem["what"], where=study.where(*location), fix=problem["fix"])
+        if problem is not None and problem.elsewhere:
+            raise InputError(problem.what, where=study.where(*location), fix=problem.fix)
         if problem is not None:
-            unfit[step.text] = f"{problem['what']}: {problem['fix']}"
+            unfit[step.text] = f"{problem.what}: {problem.fix}"
     return unfit
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why a transform cannot be done, and whether it could in another dtype."""
+
+    what: str
+    fix: str
+    elsewhere: bool
 
 
 def _problem_with(step: Transform, dtype: str) -> dict[str, Any] | None:
@@ -535,12 +550,16 @@ class _ModelSearch:
             trusted = stated.entry.trust_remote_code
             return _describe(source or find_source(stated.source, trust_remote_code=trusted))
 
-        facts = dict(self.fingerprints.get(f"model {stated.source}, with its sizes", evidence, find))
-        del facts["folder"]
-        identity = ModelIdentity(**facts.pop("identity"))
-        sizes = {name: value for name, value in facts.pop("sizes").items() if value is not None}
-        entry = stated.entry.model_copy(update=sizes)
-        return dataclasses.replace(stated, entry=entry, identity=identity, **facts)
+        name = f"model {stated.source}, with its sizes"
+        facts: _ModelFacts = self.fingerprints.get(name, _ModelFacts, evidence, find)
+        sizes = {size: value for size, value in vars(facts.sizes).items() if value is not None}
+        return dataclasses.replace(
+            stated,
+            entry=stated.entry.model_copy(update=sizes),
+            identity=facts.identity,
+            context=facts.context,
+            model_type=facts.model_type,
+        )
 
     def _fitting(self, model: FoundModel) -> FoundModel:
         """The model, said to be missing if it does not fit into this machine's memory."""
@@ -580,8 +599,27 @@ def _from_object(entry: ModelEntry) -> FoundModel:
     )
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    layers: Layers | None
+    hidden: Count | None
+    vocabulary: Count | None
+    parameters: NotNegative
+
+
+@dataclass(frozen=True)
+class _ModelFacts:
+    """What the files of a model say."""
+
+    folder: str
+    identity: ModelIdentity
+    sizes: _Sizes
+    context: Count | None
+    model_type: str | None
+
+
 def _describe(source: ModelFiles) -> dict[str, Any]:
-    """What the files of a model say, in JSON values."""
+    """A `_ModelFacts` in JSON values."""
     config = read_config(source.folder)
     identity = dataclasses.asdict(source.identity)
     del identity["transforms"]  # of none yet

@@ -22,6 +22,7 @@ from offramp.defaults import (
 )
 from offramp.kit.given_file import (
     Count,
+    Layers,
     Line,
     Minutes,
     NotNegative,
@@ -133,7 +134,7 @@ class ModelEntry(AxisEntry):
     parameters: Positive | None = None
     kind: Literal["dense", "moe", "ssm", "hybrid"] | None = None
     stage: Literal["base", "tuned"] | None = None
-    layers: Count | None = None
+    layers: Layers | None = None
     hidden: Count | None = None
     vocabulary: Count | None = None
     trust_remote_code: Truth = False

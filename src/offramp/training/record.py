@@ -286,6 +286,13 @@ def _contradictions(record: TrainingRecord) -> Iterator[str]:
     for name in ("before", "trained"):
         if (found := len(getattr(record, name))) != (places := len(record.places)):
             yield f"it has {found} evaluations {name}, of {places} exits"
+    executed, whole = (record.kind == of.kind for of in (ExecutedTraining, RegularisedTraining))
+    if len(record.logit_lens) != (0 if executed or whole else len(record.trained)):
+        yield f"it has {len(record.logit_lens)} evaluations without heads, of {len(record.trained)} exits"
+    shares = (1,) if executed else (0, len(record.floors))
+    for one in (*record.before, *record.trained, *record.logit_lens):
+        if len(one.leaving) not in shares:
+            yield f"an evaluation has {len(one.leaving)} shares that leave, of {len(record.floors)} floors"
 
 
 RECORD = SealedFile(

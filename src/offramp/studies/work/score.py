@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offramp.defaults import DRAWS, SEED
+from offramp.kit.numbers import Count, NotNegative
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.documents import NOTHING, TextSize, bits_per_byte
 from offramp.studies.work.inputs import TraceReader, trace_of
@@ -30,11 +31,11 @@ class ScoredTrace:
     """How long the whole text is."""
     own_text: bool
     """Whether the model wrote some of it."""
-    bits_per_byte: float | None
+    bits_per_byte: NotNegative | None
     documents: tuple[str, ...]
     """Their ids."""
-    tokens: int
-    layers: int
+    tokens: Count
+    layers: Count
     workload_fingerprint: str
     notes: tuple[str, ...]
     """Of the trace."""

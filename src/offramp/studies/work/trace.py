@@ -6,18 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
-from offramp.errors import InputError
+from offramp.errors import InputError, shortened
+from offramp.kit.numbers import Count
 from offramp.scoring.components import first_match, saturation
 from offramp.scoring.documents import NOTHING, TextSize, text_sizes
 from offramp.studies.task import TRACE, study_file
 from offramp.studies.work.inputs import TextWork, heads_of
 from offramp.studies.work.work import Needed, WorkContext
+from offramp.tracing.facts import ROUNDING
 from offramp.tracing.request import Sampling
 from offramp.tracing.trace import Trace
 
@@ -47,7 +50,7 @@ class PassageToken:
     first_match_exit: int
     saturation_exit: int
     predictions: tuple[str, ...]
-    max_prob: tuple[float, ...]
+    max_prob: tuple[Annotated[float, Ge(-ROUNDING), Le(1 + ROUNDING)], ...]
     agrees: tuple[bool, ...]
 
 
@@ -62,8 +65,17 @@ class Passage:
     lead: str
     """The input before the first token, as text."""
     tokens: tuple[PassageToken, ...]
-    document_tokens: int
+    document_tokens: Count
     """How many traced tokens the whole document has."""
+
+    def __post_init__(self) -> None:
+        """Refuse tokens of other exits, with a ValueError."""
+        for token in self.tokens:
+            found = len(token.predictions), len(token.max_prob), len(token.agrees)
+            if found != (len(self.exits),) * 3:
+                raise ValueError(f"{shortened(token.piece)} has not one value for each exit")
+            if not {token.first_match_exit, token.saturation_exit} <= {*self.exits}:
+                raise ValueError(f"{shortened(token.piece)} agrees at an exit that was not traced")
 
 
 @dataclass(frozen=True)
