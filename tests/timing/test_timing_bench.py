@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ from offramp.timing.contenders import (
     Extent,
     candidates_of,
 )
-from offramp.timing.decoder import Decoder
-from offramp.timing.results import BenchResult, Contender
+from offramp.timing.decoder import Decoder, parted
+from offramp.timing.forecast import counted_plain, pricing
+from offramp.timing.results import BenchResult, Cluster, Contender
 from offramp.timing.stopping import TimeLimits
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
@@ -122,6 +124,33 @@ def test_everybody_decodes_as_many_tokens_as_generate_does(measured: Measurement
     assert measured.decoded[measured.result.plain][0].tokens == (tuple(own[0, 4:].tolist()),)
 
 
+def speed_of(clusters: Sequence[Cluster]) -> float:
+    """The ratio written out: seconds over seconds; of what has a price, prices over prices, corrected."""
+    if any(one.priced is None for one in clusters):
+        return float(1.0 / np.mean([np.exp(-one.log_ratio) for one in clusters]))
+    priced = [one.priced or 0.0 for one in clusters]
+    missing = [one.log_ratio - price for one, price in zip(clusters, priced, strict=True)]
+    correction = np.average(missing, weights=[one.weight for one in clusters])
+    return float(np.exp(correction) / np.mean(np.exp(-np.array(priced))))
+
+
+def test_what_ran_has_one_price_whoever_ran_it(measured: Measurement) -> None:
+    """A token of the full model in bytes, by the loop's own record and of plain decoders that keep none."""
+    setting, price = measured.setting, pricing(measured.setting, "bytes")
+    decoders = {one.name: one for one in parted(candidates_of(setting, Extent()))[0]}
+    prices = {
+        name: price(decoders[name], batches[0])
+        for name, batches in measured.decoded.items()
+        if name in decoders
+    }
+    assert prices[NEVER] == pytest.approx(counted_plain(setting).bytes, rel=0.01)  # at another position
+    for name in (GENERATE, STATIC_CACHE):
+        assert prices[name] == pytest.approx(prices[NEVER], rel=1e-9), name
+    policy = next(one for one in measured.result.contenders if one.role == "policy")
+    assert policy.counted is not None
+    assert prices[policy.name] == pytest.approx(policy.counted.bytes, rel=0.2)
+
+
 def test_prompts_are_the_clusters_and_the_plain_decoder_is_the_fastest(measured: Measurement) -> None:
     result = measured.result
     assert result.plain in (NEVER, GENERATE, STATIC_CACHE, ONE_CALL)
@@ -130,8 +159,9 @@ def test_prompts_are_the_clusters_and_the_plain_decoder_is_the_fastest(measured:
     for one in timed(result):
         assert [cluster.prompt for cluster in one.clusters] == [0, 1], one.name
         assert one.ratio is not None
-        times = [np.exp(-cluster.log_ratio) for cluster in one.clusters]
-        assert one.ratio.value == pytest.approx(1.0 / np.mean(times))
+        assert one.ratio.value == pytest.approx(speed_of(one.clusters)), one.name
+        steps = one.role in ("policy", "plain", "a/a")
+        assert all((cluster.priced is not None) == steps for cluster in one.clusters), one.name
         assert one.ratio.low is not None
         assert one.first_token_seconds is not None
         assert 0 < one.first_token_seconds < 60
@@ -428,5 +458,4 @@ def test_a_short_measurement_has_what_a_verdict_and_forecasts_need() -> None:
     assert all(sorted(decoded) == [0, 1] for decoded in found.decoded.values())
     assert len(timed(found.result, "policy")) == 2
     (again,) = timed(found.result, "a/a")
-    times = [np.exp(-cluster.log_ratio) for cluster in again.clusters]
-    assert found.result.a_a.value == pytest.approx(1.0 / np.mean(times))
+    assert found.result.a_a.value == pytest.approx(speed_of(again.clusters))

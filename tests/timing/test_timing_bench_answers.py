@@ -16,6 +16,7 @@ from offramp.defaults import FEWEST_PROMPTS
 from offramp.report.timing import contender_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.study_reading import answer_text
+from offramp.timing.decoder import DecodedBatch
 from offramp.timing.ratios import (
     SAMPLES_NEEDED,
     cluster_of,
@@ -37,6 +38,7 @@ from offramp.timing.stopping import (
     is_settled,
     resolution_of,
 )
+from offramp.timing.turns import noise_of, pairs_of
 
 WORTH = 0.05
 
@@ -248,6 +250,48 @@ def test_the_interval_of_a_ratio_of_times_holds_the_truth_as_often_as_it_says() 
         held += _within(alone, 1.0 / mean) + _within(over, 1.0)
         assert over.high - over.low < 0.5 * (alone.high - alone.low)  # what prompts share cancels
     assert held / (2 * runs) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
+
+
+def busy_machine(random: np.random.Generator, prompts: int) -> tuple[Cluster, ...]:
+    """A policy at 0.927 of the plain seconds, its price at 0.9: three blocks of each prompt, some of them
+    beside other work that slows down blocks by halves."""
+    series = PairedTimes(["plain"])
+    for prompt in range(prompts):
+        noise = 0.3 if random.random() < 0.5 else 0.04
+        share = random.normal(0.9, 0.03)
+        seconds = {"plain": 1.0, "own": 1.03 * share, "other": 1.1}
+        found = {
+            name: DecodedBatch(((1,),), 0, 0, blocks=tuple(base * np.exp(noise * random.normal(size=3))))
+            for name, base in seconds.items()
+        }
+        pairs = pairs_of(found["plain"], found["own"])
+        series.add("plain", prompt, pairs, (1.0, share), noise_of(found))
+    return series.clusters("plain")
+
+
+def test_on_a_busy_machine_the_interval_holds_the_truth_and_is_far_narrower_than_of_seconds_alone() -> None:
+    random, runs = np.random.default_rng(5), 300
+    held, widths = 0, []
+    for _ in range(runs):
+        found = busy_machine(random, 10)
+        ratio, seconds = ratio_of(found), ratio_of([replace(one, priced=None) for one in found])
+        held += _within(ratio, 1.0 / (0.9 * 1.03))
+        widths.append([resolution_of(ratio), resolution_of(seconds)])
+    assert held / runs >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
+    priced, alone = np.median(widths, axis=0)
+    assert priced < 0.7 * alone
+
+
+def test_noise_is_what_neither_contenders_nor_rounds_explain() -> None:
+    def batch(*blocks: float) -> DecodedBatch:
+        return DecodedBatch(((1,),), 0, 0, blocks=blocks)
+
+    twice = {"a": batch(1.0, 2.0), "b": batch(3.0, 6.0)}  # one is three times as slow, one round twice
+    assert noise_of(twice) == pytest.approx(0.0, abs=1e-12)
+    # By hand: a and b differ by log 4 in one round only, a quarter of it left in each of four places.
+    assert noise_of({"a": batch(1.0, 4.0), "b": batch(1.0, 1.0)}) == pytest.approx(math.log(4) ** 2 / 4)
+    assert noise_of({"a": batch(1.0, 4.0)}) is None
+    assert noise_of({"a": batch(1.0), "b": batch(2.0)}) is None
 
 
 def _within(ratio: Estimate[float], true: float) -> bool:

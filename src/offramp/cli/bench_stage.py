@@ -223,6 +223,7 @@ def _measured(
             budget=budget,
             judged=judging,
             parts_of=0 if machine is None else PARTS_OF,
+            machine=machine,
         )
     with stage("judging the answers, and timing the parts of a token"):
         judged = judge_measurement(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from offramp.costs.machine import Machine
+from offramp.costs.timings import TimingsProfile
 from offramp.decoding.generation.prompts import check_context, check_ids
 from offramp.decoding.judging import Judgements, free_running
 from offramp.decoding.options import (
@@ -38,8 +39,17 @@ from offramp.timing.combined_contenders import contenders_beside
 from offramp.timing.contenders import NEVER, WITHOUT_PEERS, Extent, candidates_of, decode_timed
 from offramp.timing.decoder import DecodedBatch, Setting, batches_of
 from offramp.timing.defects import a_a_defect, judge_a_a
-from offramp.timing.forecast import adapts, fitted_of, forecast, predict, records_of
-from offramp.timing.ratios import ONE, cluster_of, over_fastest, ratio_of, ratios_of, seconds_over
+from offramp.timing.forecast import adapts, fitted_of, forecast, predict, pricing, records_of
+from offramp.timing.ratios import (
+    ONE,
+    cluster_of,
+    less,
+    over_fastest,
+    ratio_of,
+    ratios_of,
+    seconds_over,
+    swapped,
+)
 from offramp.timing.results import A_A, PLAIN, BenchResult, Cluster, Contender, FloorCheck, Forecast
 from offramp.timing.session import Progress, Session
 from offramp.timing.stopping import Budget, TimeLimits, answer_of, resolution_of
@@ -176,11 +186,13 @@ def run(
     budget: Budget | None = None,
     judged: bool = False,
     parts_of: int = 0,
+    machine: Machine | None = None,
 ) -> Measurement:
     """`bench` for what `settle` gave.
 
     budget: that began when the model was loaded, None for one from now on. judged, parts_of: whether
-    `judge_measurement` comes after it, which is in the budget too, and what it is given.
+    `judge_measurement` comes after it, which is in the budget too, and what it is given. machine: timings of
+    this one, by which what ran is priced; None for its bytes.
 
     Raises InputError for a plain decoder that is not at hand.
     """
@@ -194,7 +206,13 @@ def run(
         beside = tuple(contenders_beside(setting, extent.beside, budget))
         given = (setting, extent, limits)
         session = Session(
-            *given, seed=seed, progress=progress, budget=budget, judged=judged, parts_of=parts_of
+            *given,
+            seed=seed,
+            progress=progress,
+            budget=budget,
+            judged=judged,
+            parts_of=parts_of,
+            price=pricing(setting, machine if isinstance(machine, TimingsProfile) else "bytes"),
         )
         session.run((*candidates_of(setting, extent), *beside))
         fields = session.fields(further)
@@ -535,15 +553,8 @@ def _answered(contender: Contender, together: BenchResult, plain_speed: float) -
 
 
 def _clusters_over(result: BenchResult, name: str, plain: str) -> tuple[Cluster, ...]:
-    """Those of one contender over a plain decoder: log(a/b) - log(a/c) is log(c/b)."""
+    """Those of one contender over a plain decoder."""
     clusters, others = result.contender(name).clusters, result.contender(plain).clusters
     if plain == result.plain:
         return clusters
-    if name == result.plain:
-        return tuple(replace(cluster, log_ratio=-cluster.log_ratio) for cluster in others)
-    over = {(cluster.process, cluster.prompt): cluster for cluster in others}
-    return tuple(
-        replace(cluster, log_ratio=cluster.log_ratio - over[place].log_ratio)
-        for cluster in clusters
-        if (place := (cluster.process, cluster.prompt)) in over
-    )
+    return swapped(others) if name == result.plain else less(clusters, others)

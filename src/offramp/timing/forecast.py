@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from offramp.costs.machine import Machine
 from offramp.costs.probes import FULL_HEAD, NOTHING_FITTED, RESTRICTED_HEAD, FittedSizes
@@ -18,7 +18,7 @@ from offramp.policies.kv import STRATEGIES
 from offramp.policies.prices import prices_by_rows, sizes_of_heads
 from offramp.policies.replay import ReplayResult, replay
 from offramp.scoring.estimate import Estimate
-from offramp.timing.decoder import DecodedBatch, Setting
+from offramp.timing.decoder import DecodedBatch, Decoder, Setting
 from offramp.timing.results import Counted, Forecast, PartError
 from offramp.tracing.trace import Trace
 
@@ -135,9 +135,35 @@ def ratio_of(predicted: ReplayResult) -> float:
     return predicted.seconds_per_token / predicted.plain_seconds_per_token
 
 
+def pricing(setting: Setting, by: Machine | str) -> Callable[[Decoder, DecodedBatch], float | None]:
+    """The price of a token of what a decoding ran, by timings or in bytes.
+
+    None of what says nothing of what it ran, runs another model, or has a part that cannot be priced.
+    """
+    shape, cells = setting.model.shape, {cell.name: cell for cell in setting.cells}
+
+    def price(decoder: Decoder, decoded: DecodedBatch) -> float | None:
+        if decoder.on is not None:
+            return None
+        try:
+            if records := records_of([decoded]):
+                fitted = fitted_of(cells.get(decoder.name, setting.main))
+                return sum(price_parts(records, by, shape, fitted).values())
+            if decoded.claimed_layers is None:
+                return None
+            # Who claims anything without a record runs the whole model for every token.
+            rows, new = len(decoded.tokens), len(decoded.tokens[0])
+            fed = decoded.claimed_layers // (rows * setting.model.layers)
+            return prices_by_rows(by, shape, fed - new / 2)(rows).plain / rows
+        except InputError:
+            return None
+
+    return price
+
+
 def price_parts(
     runs: Sequence[BatchGeneration],
-    machine: Machine,
+    machine: Machine | str,
     shape: ModelShape,
     fitted: FittedSizes = NOTHING_FITTED,
 ) -> dict[str, float]:

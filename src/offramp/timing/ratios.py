@@ -18,14 +18,21 @@ Pair = tuple[float, float]
 """Seconds per token of two blocks side by side: the other's, and a contender's own."""
 
 
-def cluster_of(process: int, prompt: int, pairs: Sequence[Pair]) -> Cluster:
-    """The cluster of some pairs: the other's seconds over its own, summed over blocks.
+FEWEST_COUNTING = 1.5
+"""Prompts that any weights of them count for, at least."""
+
+
+def cluster_of(
+    process: int, prompt: int, pairs: Sequence[Pair], priced: float | None = None, weight: float = 1.0
+) -> Cluster:
+    """The cluster of some pairs: the other's seconds over its own, summed over blocks. priced, weight: as of
+    a `Cluster`.
 
     The sums, and not the mean of blocks' ratios, nor a trimmed one: where a policy leaves early for some
     blocks and not for others, that would be more than the time that it saves.
     """
     others, own = (math.fsum(seconds) for seconds in zip(*pairs, strict=True))
-    return Cluster(process, prompt, math.log(others / own), len(pairs))
+    return Cluster(process, prompt, math.log(others / own), len(pairs), priced, weight)
 
 
 def ratio_of(clusters: Sequence[Cluster], level: float = LEVEL) -> Estimate[float]:
@@ -41,7 +48,40 @@ def ratio_of(clusters: Sequence[Cluster], level: float = LEVEL) -> Estimate[floa
 
 def as_fast(clusters: Sequence[Cluster]) -> list[Cluster]:
     """Those of the decoder that these are over, over itself, on the same prompts."""
-    return [replace(cluster, log_ratio=0.0) for cluster in clusters]
+    return [
+        replace(cluster, log_ratio=0.0, priced=None if cluster.priced is None else 0.0)
+        for cluster in clusters
+    ]
+
+
+def swapped(clusters: Sequence[Cluster]) -> tuple[Cluster, ...]:
+    """Those of the decoder that these are over, over the one whose they are."""
+    return tuple(
+        replace(
+            cluster,
+            log_ratio=-cluster.log_ratio,
+            priced=None if cluster.priced is None else -cluster.priced,
+        )
+        for cluster in clusters
+    )
+
+
+def less(clusters: Sequence[Cluster], others: Sequence[Cluster]) -> tuple[Cluster, ...]:
+    """Of one contender over another, on the prompts of both: log(a/b) - log(a/c) is log(c/b).
+
+    clusters, others: of each over the same decoder.
+    """
+    over = {(cluster.process, cluster.prompt): cluster for cluster in others}
+    return tuple(
+        replace(
+            cluster,
+            log_ratio=cluster.log_ratio - other.log_ratio,
+            priced=None if cluster.priced is None or other.priced is None else cluster.priced - other.priced,
+            weight=min(cluster.weight, other.weight),
+        )
+        for cluster in clusters
+        if (other := over.get((cluster.process, cluster.prompt))) is not None
+    )
 
 
 def ratio_over(
@@ -55,13 +95,32 @@ def ratio_over(
     mean over its own: of times, so that a prompt that takes twice as long counts twice, as for whoever waits.
     3. Its logarithm is as uncertain as the mean of x / mean(x), less the other's (the delta method for
     a ratio of means: Cochran 1977, Sampling Techniques, 6.3).
+
+    Where all that ran has a price, x is that of what ran, which no other work on the machine changes, and the
+    ratio of priced means is corrected by the mean of seconds over prices (double sampling with a ratio
+    estimator: Cochran 1977, 12.8). There a prompt counts as its weight says: what was timed beside other work
+    counts for less. A weight is the same whichever of both was slowed down, so that it favours none.
     """
     shared = _shared([clusters, others])
     if not shared:
         return None
-    own, other = (np.exp([-cluster.log_ratio for cluster in contender]) for contender in shared)
-    residuals = other / other.mean() - own / own.mean()
-    return _interval(math.log(other.mean() / own.mean()), residuals, shared[0], level)
+    priced = [cluster.priced for contender in shared for cluster in contender]
+    if None in priced:
+        own, other = (np.exp([-cluster.log_ratio for cluster in contender]) for contender in shared)
+        residuals = other / other.mean() - own / own.mean()
+        return _interval(math.log(other.mean() / own.mean()), residuals, shared[0], level)
+    own, other = (np.exp([-(cluster.priced or 0.0) for cluster in contender]) for contender in shared)
+    corrections = np.array([cluster.log_ratio - (cluster.priced or 0.0) for cluster in less(*shared)])
+    weights = np.array([cluster.weight for cluster in less(*shared)])
+    shares = weights / weights.mean()
+    correction = float(np.mean(shares * corrections))
+    # Of prompts that count for unequal shares, some are next to none (Kish 1965, Survey Sampling, 11.7).
+    count = len(shares)
+    counting = max(count / float(np.mean(shares**2)), FEWEST_COUNTING)
+    own_share = math.sqrt((1.0 - 1.0 / count) / (1.0 - 1.0 / counting))
+    residuals = other / other.mean() - own / own.mean() + own_share * shares * (corrections - correction)
+    log_ratio = math.log(other.mean() / own.mean()) + correction
+    return _interval(log_ratio, residuals, shared[0], level, counting)
 
 
 def product_of(*factors: tuple[float, Sequence[Cluster]], level: float = LEVEL) -> Estimate[float] | None:
@@ -87,7 +146,11 @@ def _shared(contenders: Sequence[Sequence[Cluster]]) -> list[list[Cluster]]:
 
 
 def _interval(
-    log_ratio: float, residuals: NDArray[np.float64], clusters: Sequence[Cluster], level: float
+    log_ratio: float,
+    residuals: NDArray[np.float64],
+    clusters: Sequence[Cluster],
+    level: float,
+    counting: float = math.inf,
 ) -> Estimate[float]:
     """A ratio with its interval; without one of one cluster. residuals: of the logarithm, by cluster.
 
@@ -105,7 +168,8 @@ def _interval(
     if len(several) > 1:
         cells = _variance(residuals, list(range(len(residuals))))
         variance = max(parts[0] + parts[1] - cells, *parts)
-    half = student_reach(level, freedom_of(clusters)) * math.sqrt(variance)
+    freedom = min(float(freedom_of(clusters)), max(1.0, counting - 1.0))
+    half = student_reach(level, freedom) * math.sqrt(variance)
     return Estimate(math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half))
 
 
@@ -119,7 +183,7 @@ def freedom_of(clusters: Sequence[Cluster]) -> int:
 
 
 @cache
-def student_reach(level: float, freedom: int) -> float:
+def student_reach(level: float, freedom: float) -> float:
     """How many standard errors an interval of Student's t reaches either way."""
     return float(student.ppf((1.0 + level) / 2.0, freedom))
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import MinLen
 
 from offramp.defaults import FEWEST_PROMPTS
-from offramp.kit.numbers import Count, NotNegative, Number, Proportion, Whole
+from offramp.kit.numbers import Count, NotNegative, Number, Positive, Proportion, Whole
 from offramp.kit.sealed_file import SealedFile
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.figures import FreeRunning, PositiveOf, ShareOf, SkippedOf
@@ -80,6 +80,10 @@ class Cluster:
     """log(plain seconds / its seconds), both summed over the pairs of blocks."""
     pairs: Whole
     """How many. More of them make the figure better; they are no further prompts."""
+    priced: Number | None = None
+    """log(plain price / its price) of what ran; None where something that ran has no price."""
+    weight: Positive = 1.0
+    """What its stopwatch counts for: one over the variance of the log-ratio by the noise of its blocks."""
 
 
 @dataclass(frozen=True)

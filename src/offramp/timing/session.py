@@ -30,7 +30,7 @@ from offramp.timing.forecast import counted_plain, counted_policy, records_of
 from offramp.timing.ratios import ONE, Pair, cluster_of, ratio_of, seconds_over
 from offramp.timing.results import NO_TIME, PLAIN, Contender, Counted
 from offramp.timing.stopping import Budget, TimeLimits, answer_of, resolution_of
-from offramp.timing.turns import RARELY, Turns, Visit, pairs_of, visit
+from offramp.timing.turns import RARELY, Price, Turns, Visit, pairs_of, unpriced, visit
 from offramp.tracing.progress import say
 
 SPARE = 1.25
@@ -279,6 +279,7 @@ class Session:
     decoders: that were tried out, in that order. missing: those that are left out, with their reasons.
     together: as of `Turns`. budget: that began when the model was loaded, None for one from now on. judged,
     parts_of: whether answers are judged afterwards, and on how many prompts each policy is decoded once more.
+    price: as of `Turns`.
     spent: seconds, from the budget's begin to the last block.
     """
 
@@ -294,6 +295,7 @@ class Session:
         budget: Budget | None = None,
         judged: bool = False,
         parts_of: int = 0,
+        price: Price = unpriced,
     ) -> None:
         self.setting, self.extent, self.limits, self.seed = setting, extent, limits, seed
         self.decoders: list[Decoder] = []
@@ -301,7 +303,7 @@ class Session:
         self.spent = 0.0
         self._together, self._progress = together, progress
         self._load, self._budget = MachineLoad(), budget or Budget(limits.seconds)
-        self._judged, self._parts_of = judged, parts_of
+        self._judged, self._parts_of, self._price = judged, parts_of, price
         self._trials: dict[str, TriedOut] = {}
         self._said: list[str] = []
 
@@ -337,6 +339,7 @@ class Session:
             self.limits.rounds,
             self._together,
             self.extent.races,
+            self._price,
         )
         self._turns.take(
             self._budget,

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Annotated
 
 from offramp.defaults import FEWEST_PROMPTS, TIMING_SECONDS, WORTH
@@ -162,6 +163,22 @@ class Budget:
         return self.spent + share * max(0.0, self.seconds - self.spent)
 
 
+FINEST = 0.01
+"""Of a block's log-seconds: less noise than this is no merit of a visit."""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two contenders on one visit of a prompt."""
+
+    pairs: Sequence[Pair]
+    """Of blocks."""
+    prices: Pair | None = None
+    """Per token of what each ran, None where one has none."""
+    noise: float | None = None
+    """Variance of a block's log-seconds beside the others of its round, None where nothing says."""
+
+
 class PairedTimes:
     """Times of one contender beside each decoder without exits that it took turns with, by prompt.
 
@@ -172,16 +189,39 @@ class PairedTimes:
     def __init__(self, plain: Collection[str], beaten: Collection[str] = ()) -> None:
         self.level = LEVEL
         self._plain, self._beaten = plain, beaten
-        self._pairs: dict[str, dict[int, list[Pair]]] = {}
+        self._visits: dict[str, dict[int, list[SideBySide]]] = {}
 
-    def add(self, over: str, prompt: int, pairs: Sequence[Pair]) -> None:
-        """Further pairs of a prompt, timed side by side."""
-        self._pairs.setdefault(over, {}).setdefault(prompt, []).extend(pairs)
+    def add(
+        self,
+        over: str,
+        prompt: int,
+        pairs: Sequence[Pair],
+        prices: Pair | None = None,
+        noise: float | None = None,
+    ) -> None:
+        """Further pairs of a prompt, timed side by side in one visit (see `SideBySide`)."""
+        visits = self._visits.setdefault(over, {}).setdefault(prompt, [])
+        if pairs:
+            visits.append(SideBySide(pairs, prices, noise))
 
     def clusters(self, over: str) -> tuple[Cluster, ...]:
         """One for each prompt, of this process."""
-        pairs_of = self._pairs.get(over, {})
-        return tuple(cluster_of(0, prompt, pairs) for prompt, pairs in sorted(pairs_of.items()) if pairs)
+        visits_of = self._visits.get(over, {})
+        noises = [visit.noise for visits in visits_of.values() for visit in visits if visit.noise is not None]
+        usual = FINEST**2 + (median(noises) / 2 if noises else 0.0)
+        found = []
+        for prompt, visits in sorted(visits_of.items()):
+            prices = [visit.prices for visit in visits if visit.prices is not None]
+            priced = weight = None
+            if visits and len(prices) == len(visits):
+                others, own = map(math.fsum, zip(*prices, strict=True))
+                priced = math.log(others / own)
+            if all(visit.noise is not None for visit in visits):
+                weight = math.fsum(1.0 / (usual + (visit.noise or 0.0)) for visit in visits)
+            pairs = [pair for visit in visits for pair in visit.pairs]
+            if pairs:
+                found.append(cluster_of(0, prompt, pairs, priced, weight or 1.0))
+        return tuple(found)
 
     def look(self, level: float) -> None:
         """From now on all ratios are at a look's level."""
@@ -201,7 +241,7 @@ class PairedTimes:
         Its speed over plain decoding, and over whatever needs no early exit, are settled, or precise, on as
         many prompts as an answer needs.
         """
-        if any(len(self._pairs[name]) < FEWEST_PROMPTS for name in self._rivals):
+        if any(len(self._visits[name]) < FEWEST_PROMPTS for name in self._rivals):
             return False
         ratios = self.over_plain(), self._over(self._rivals)
         return all(ratio is not None and (is_settled(ratio, worth) or is_precise(ratio)) for ratio in ratios)
@@ -216,7 +256,7 @@ class PairedTimes:
 
     @property
     def _rivals(self) -> list[str]:
-        return [name for name in self._pairs if name not in self._beaten]
+        return [name for name in self._visits if name not in self._beaten]
 
     def _over(self, names: Sequence[str], fastest: str | None = None) -> Estimate[float] | None:
         found = over_fastest(names, self._ratio, self.level, fastest=fastest)

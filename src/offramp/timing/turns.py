@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
+
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.defaults import FEWEST_VISITS, SEED
 from offramp.timing.decoder import DecodedBatch, Decoder, Stepping
@@ -71,6 +73,20 @@ def visit(decoders: Sequence[Decoder], prompts: PromptBatch, new_tokens: int, or
         return found | {name: running.finish() for name, running in stepping.items()}
 
 
+def noise_of(found: Visit) -> float | None:
+    """Variance of a block's log-seconds, when what sets contenders apart, and rounds, is taken away.
+
+    Other work that slows down a whole round, or all of one contender's, is no noise of their ratio. It is the
+    same whichever contender was slowed down in a round. None for fewer than two contenders or rounds.
+    """
+    rounds = max((len(decoded.blocks) for decoded in found.values()), default=0)
+    logs = np.log([decoded.blocks for decoded in found.values() if len(decoded.blocks) == rounds])
+    if rounds < 2 or len(logs) < 2:
+        return None
+    left = logs - logs.mean(0) - logs.mean(1, keepdims=True) + logs.mean()
+    return float((left**2).sum() / ((len(logs) - 1) * (rounds - 1)))
+
+
 def _shuffled(items: Sequence[T], order: random.Random) -> list[T]:
     return order.sample(list(items), k=len(items))
 
@@ -86,6 +102,14 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+Price = Callable[[Decoder, DecodedBatch], float | None]
+"""Of a token of what a decoding ran, None where that has no price."""
+
+
+def unpriced(decoder: Decoder, decoded: DecodedBatch) -> None:
+    """Nothing has a price."""
 
 
 RARELY = 2
@@ -113,6 +137,7 @@ class Turns:
     races: bool = False
     """Whether a decoder without exits takes no further part once it is shown to be slower than another one:
     it can no longer be what early exit has to be faster than."""
+    price: Price = unpriced
     beaten: dict[str, str] = field(default_factory=dict)
     """Those, each with the one that is faster."""
     visits: list[tuple[int, Visit]] = field(default_factory=list)
@@ -174,11 +199,16 @@ class Turns:
         place = len(self.visits) % len(self.prompts)
         taking_part = self._taking_part()
         found = visit(taking_part, self.prompts[place], self.new_tokens, order)
+        prices = {decoder.name: self.price(decoder, found[decoder.name]) for decoder in taking_part}
+        noise = noise_of(found)
         for decoder in taking_part:
             others = {*self._rivals, decoder.repeats} - {decoder.name}
             for other in sorted(name for name in others if name in found):
                 pairs = pairs_of(found[other], found[decoder.name])
-                self.series[decoder.name].add(other, place, pairs)
+                priced = None
+                if (theirs := prices[other]) is not None and (own := prices[decoder.name]) is not None:
+                    priced = theirs, own
+                self.series[decoder.name].add(other, place, pairs, priced, noise)
         self.visits.append((place, found))
         self.seconds += budget.spent - began
         if self.races:

@@ -371,7 +371,8 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
             unseen = unseen_part(trace, self.seed)
             predicted = predict_cells(setting, unseen, machine, where_possible=True)
         extent = replace(SHORT, beside=read_beside(self.beside, model.dtype))
-        measured = run(setting, limits=TimeLimits(seconds, self.rounds), extent=extent, seed=self.seed)
+        limits = TimeLimits(seconds, self.rounds)
+        measured = run(setting, limits=limits, extent=extent, seed=self.seed, machine=machine)
         judged = judge_measurement(
             measured,
             machine,
