@@ -111,6 +111,7 @@ def test_bad_options_are_refused_before_anything_runs(
         (np.array([0.5]), "float64 tensor"),
         (np.array(5), "tensor of shape"),
         ([[5], 6], "no token id"),
+        (torch.zeros((1, 3), dtype=torch.long, device="meta"), "on the meta device holds no token ids"),
         (torch.ones(1, 2), "float32 tensor"),
         (3, "prompt cannot be int 3"),
         ([5] * (CONTEXT - 1), f"shorten the prompt to {CONTEXT - 64} tokens"),

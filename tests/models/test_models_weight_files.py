@@ -64,6 +64,16 @@ def twice_the_same_tensor(folder: Path) -> None:
     save_file(load_file(second) | dict([tensors.popitem()]), second, metadata={"format": "pt"})
 
 
+def index_without_metadata(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps({"weight_map": index["weight_map"]}))
+
+
+def metadata_in_a_list(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps({**index, "metadata": [1]}))
+
+
 def index_of_numbers(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": 3}}))
 
@@ -75,6 +85,8 @@ def index_of_numbers(folder: Path) -> None:
         (shard_of_another_model, r"index names \d+ tensors that no weight file holds"),
         (twice_the_same_tensor, "lies in two weight files"),
         (index_of_numbers, "index of the weight files is damaged"),
+        (index_without_metadata, "metadata: Field required"),
+        (metadata_in_a_list, "metadata: Input should be"),
     ],
 )
 def test_files_that_do_not_fit_their_index_are_refused(

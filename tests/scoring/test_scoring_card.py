@@ -337,6 +337,7 @@ def test_drawn_figures_are_what_the_card_shows() -> None:
     [
         (lambda curves: curves["values"].update(agreement=[0.5]), "not one value for each exit"),
         (lambda curves: curves["exits"].reverse(), "do not ascend within 1"),
+        (lambda curves: curves["values"]["agreement"].__setitem__(0, 5.0), "agreement is no share"),
         (lambda curves: curves["exits"].__setitem__(-1, 10**9), "do not ascend within 1"),
         (lambda curves: curves["depth_fraction"].__setitem__(-1, 7.0), "depths are no shares"),
         (lambda curves: curves["exits"].__setitem__(0, True), "no whole number"),

@@ -49,6 +49,8 @@ class _Index:
 
     weight_map: Annotated[Mapping[str, PathBelow], MinLen(1)]
     """File names by tensor names."""
+    metadata: Mapping[str, Any]
+    """What transformers loads no shards without."""
 
 
 def find_weight_files(folder: Path) -> list[Path]:

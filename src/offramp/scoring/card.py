@@ -60,6 +60,9 @@ class LayerCurves:
             raise ValueError(f"the exits of the curves do not ascend within 1 to {MOST_LAYERS:,}")
         if not np.all((self.depth_fraction > 0) & (self.depth_fraction <= 1)):
             raise ValueError("depths are no shares of the layers")
+        agreement = self.values.get("agreement")
+        if agreement is not None and not np.all((agreement >= 0) & (agreement <= 1)):
+            raise ValueError("agreement is no share of the tokens")
 
 
 @dataclass(frozen=True)

@@ -290,9 +290,10 @@ class RunStart:
         return replace(self.call, options={**self.call.options, "output": str(folder)})
 
     def command_in(self, folder: Path) -> str:
-        """The command that does so; "" if it is not known."""
+        """The command that does so; "" if it is not known. Never the text in the journal, which says anything
+        in a folder that somebody sent."""
         call = self.call_in(folder)
-        return self.command if call is None else call.again()
+        return "" if call is None else call.again()
 
 
 def date_of(wall: float) -> str:

@@ -135,7 +135,10 @@ def token_rows(value: Any, what: str) -> list[list[int]]:
 
 
 def _listed(value: Any) -> Any:
-    """A tensor or an array as a list; anything else as it is."""
+    """A tensor or an array as a list; anything else as it is. Raises InputError for one without content."""
+    if getattr(value, "is_meta", False):
+        what = "a tensor on the meta device holds no token ids"
+        raise InputError(what, where="prompt=", fix="give one that has content")
     return value.tolist() if hasattr(value, "tolist") else value
 
 
