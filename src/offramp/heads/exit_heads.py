@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
-from offramp.errors import InputError, shortened
+from offramp.errors import InputError, refused_as, shortened
 from offramp.heads.parts import (
     NORM_ARRAYS,
     Classifier,
@@ -391,10 +391,9 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
     where: the file. Raises InputError for what does not belong together, and for a header that
     `ExitHeads.header` does not write.
     """
-    try:
+    what = "the exit heads cannot be used: of their header"
+    with refused_as(InputError, what, InvalidRecordError, where=where, fix=MADE_BY):
         said = from_json(_HeadsHeader, header)
-    except InvalidRecordError as error:
-        raise ArrayReader(arrays, 0, where).refused(f"of their header, {error}") from error
     reader = ArrayReader(arrays, len(said.exits), where)
     heads = ExitHeads(
         model=header["model"],

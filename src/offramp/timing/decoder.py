@@ -236,6 +236,9 @@ def wait_for(prompts: PromptBatch) -> None:
     synchronise(prompts.ids.device)
 
 
+Price = Callable[[Decoder, DecodedBatch], float | None]
+"""Of a token of what a decoding ran, None where that has no price."""
+
 Candidates = Iterator[Decoder | Contender]
 """Contenders that take part, and those that are left out, with their reasons."""
 

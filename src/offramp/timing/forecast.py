@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from offramp.costs.machine import Machine
 from offramp.costs.probes import FULL_HEAD, NOTHING_FITTED, RESTRICTED_HEAD, FittedSizes
@@ -18,7 +18,7 @@ from offramp.policies.kv import STRATEGIES
 from offramp.policies.prices import prices_by_rows, sizes_of_heads
 from offramp.policies.replay import ReplayResult, replay
 from offramp.scoring.estimate import Estimate
-from offramp.timing.decoder import DecodedBatch, Decoder, Setting
+from offramp.timing.decoder import DecodedBatch, Decoder, Price, Setting
 from offramp.timing.results import Counted, Forecast, PartError
 from offramp.tracing.trace import Trace
 
@@ -135,7 +135,7 @@ def ratio_of(predicted: ReplayResult) -> float:
     return predicted.seconds_per_token / predicted.plain_seconds_per_token
 
 
-def pricing(setting: Setting, by: Machine | str) -> Callable[[Decoder, DecodedBatch], float | None]:
+def pricing(setting: Setting, by: Machine | str) -> Price:
     """The price of a token of what a decoding ran, by timings or in bytes.
 
     None of what says nothing of what it ran, runs another model, or has a part that cannot be priced.

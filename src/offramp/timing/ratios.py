@@ -104,23 +104,26 @@ def ratio_over(
     shared = _shared([clusters, others])
     if not shared:
         return None
-    priced = [cluster.priced for contender in shared for cluster in contender]
-    if None in priced:
-        own, other = (np.exp([-cluster.log_ratio for cluster in contender]) for contender in shared)
-        residuals = other / other.mean() - own / own.mean()
-        return _interval(math.log(other.mean() / own.mean()), residuals, shared[0], level)
-    own, other = (np.exp([-(cluster.priced or 0.0) for cluster in contender]) for contender in shared)
-    corrections = np.array([cluster.log_ratio - (cluster.priced or 0.0) for cluster in less(*shared)])
-    weights = np.array([cluster.weight for cluster in less(*shared)])
+    seconds, prices = (
+        np.array([[getattr(cluster, of) for cluster in contender] for contender in shared], dtype=np.float64)
+        for of in ("log_ratio", "priced")
+    )
+    is_priced = not np.isnan(prices).any()  # as numpy has None
+    own, other = np.exp(-(prices if is_priced else seconds))
+    log_ratio = math.log(other.mean() / own.mean())
+    residuals = other / other.mean() - own / own.mean()
+    if not is_priced:
+        return _interval(log_ratio, residuals, shared[0], level)
+    corrections = np.diff(prices - seconds, axis=0)[0]
+    weights = np.array([[cluster.weight for cluster in contender] for contender in shared]).min(0)
     shares = weights / weights.mean()
     correction = float(np.mean(shares * corrections))
     # Of prompts that count for unequal shares, some are next to none (Kish 1965, Survey Sampling, 11.7).
     count = len(shares)
     counting = max(count / float(np.mean(shares**2)), FEWEST_COUNTING)
     own_share = math.sqrt((1.0 - 1.0 / count) / (1.0 - 1.0 / counting))
-    residuals = other / other.mean() - own / own.mean() + own_share * shares * (corrections - correction)
-    log_ratio = math.log(other.mean() / own.mean()) + correction
-    return _interval(log_ratio, residuals, shared[0], level, counting)
+    residuals = residuals + own_share * shares * (corrections - correction)
+    return _interval(log_ratio + correction, residuals, shared[0], level, counting)
 
 
 def product_of(*factors: tuple[float, Sequence[Cluster]], level: float = LEVEL) -> Estimate[float] | None:

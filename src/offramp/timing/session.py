@@ -24,13 +24,13 @@ from offramp.models.devices import CPU
 from offramp.policies.prices import sizes_of_heads
 from offramp.scoring.estimate import Estimate
 from offramp.timing.contenders import FAILURES, GENERATE, ONE_CALL, Extent, again, searched_of, why
-from offramp.timing.decoder import DecodedBatch, Decoder, LayerCount, Setting, left_out, parted
+from offramp.timing.decoder import DecodedBatch, Decoder, LayerCount, Price, Setting, left_out, parted
 from offramp.timing.defects import Difference, MachineLoad, defects_of, describe, judge_a_a, warnings_of
 from offramp.timing.forecast import counted_plain, counted_policy, records_of
 from offramp.timing.ratios import ONE, Pair, cluster_of, ratio_of, seconds_over
 from offramp.timing.results import NO_TIME, PLAIN, Contender, Counted
 from offramp.timing.stopping import Budget, TimeLimits, answer_of, resolution_of
-from offramp.timing.turns import RARELY, Price, Turns, Visit, pairs_of, unpriced, visit
+from offramp.timing.turns import RARELY, Turns, Visit, pairs_of, unpriced, visit
 from offramp.tracing.progress import say
 
 SPARE = 1.25

@@ -14,7 +14,7 @@ import numpy as np
 
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.defaults import FEWEST_VISITS, SEED
-from offramp.timing.decoder import DecodedBatch, Decoder, Stepping
+from offramp.timing.decoder import DecodedBatch, Decoder, Price, Stepping
 from offramp.timing.ratios import Pair
 from offramp.timing.results import A_A, PLAIN, Stopped
 from offramp.timing.stopping import Budget, Looks, PairedTimes
@@ -102,10 +102,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
-
-
-Price = Callable[[Decoder, DecodedBatch], float | None]
-"""Of a token of what a decoding ran, None where that has no price."""
 
 
 def unpriced(decoder: Decoder, decoded: DecodedBatch) -> None:

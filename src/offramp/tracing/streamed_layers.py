@@ -289,8 +289,7 @@ def capture_for(
     if model.streamed is None:
         yield None
         return
-    states, covered = _open_states(model, model.streamed, plan, parts, request, folder, memory)
-    batches = batches_of(model, [plan.parts[part] for part in covered])
+    states, batches = _open_states(model, model.streamed, plan, parts, request, folder, memory)
     calls = BatchCalls(Recorder(model.stack), [ids_of(batch).to(model.stack.device) for batch in batches])
     try:
         with layer_bar(title, len(model.stack), shown=shown) as bar:
@@ -308,14 +307,15 @@ def _open_states(
     request: TraceRequest,
     folder: Path | None,
     memory: int | None,
-) -> tuple[LayerStates, tuple[int, ...]]:
-    """Where the states are kept, and the parts that they are of."""
+) -> tuple[LayerStates, list[list[Context]]]:
+    """Where the states are kept, and the batches that they are of."""
     if folder is None:
         needed = needed_bytes(model, plan, parts, request)
+        batches = batches_of(model, [plan.parts[part] for part in parts])
         if needed <= memory_for_states(memory, streamed):
-            return MemoryStates(), tuple(parts)
+            return MemoryStates(), batches
         require_room(Path(tempfile.gettempdir()), needed)
-        return TemporaryStates(), tuple(parts)
+        return TemporaryStates(), batches
     covered = reusable_parts(folder, request.fingerprint, parts)
     if not covered or not set(covered) <= set(range(len(plan.parts))):
         covered = tuple(parts)
@@ -323,20 +323,18 @@ def _open_states(
     require_room(folder, needed_bytes(model, plan, covered, request) - held_bytes(folder))
     states_of = sha256_of_text(canonical_json([request.fingerprint, covered]))
     states = prepare_states(folder, request.fingerprint, covered)
-    return FolderStates(states, states_of, _places(model.stack, batches)), covered
+    return FolderStates(states, states_of, _places(model.stack, batches)), batches
 
 
 def _places(stack: ExitStack, batches: Sequence[Sequence[Context]]) -> list[tuple[BatchPlace, ...]]:
     """Where the outputs of batches lie in the file of each layer, whose one probe says their shape."""
+    sizes = [ids_of(batch).shape for batch in batches]
     places = []
-    for output in stack.layer_outputs:
-        hidden = first_tensor(output)
-        shapes = []
-        for batch in batches:
-            shape = list(hidden.shape)
-            shape[stack.position_axis - 1], shape[stack.position_axis] = ids_of(batch).shape
-            shapes.append((shape, hidden.dtype))
-        places.append(tuple(places_of(shapes)))
+    for hidden in map(first_tensor, stack.layer_outputs):
+        shapes = [list(hidden.shape) for _ in batches]
+        for shape, size in zip(shapes, sizes, strict=True):
+            shape[stack.position_axis - 1], shape[stack.position_axis] = size
+        places.append(tuple(places_of((shape, hidden.dtype) for shape in shapes)))
     return places
 
 

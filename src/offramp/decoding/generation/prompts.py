@@ -124,8 +124,8 @@ def check_context(model: Model, longest: int, new_tokens: int) -> None:
 
 def token_rows(value: Any, what: str) -> list[list[int]]:
     """Rows of token ids from a tensor, a list of ids or a list of rows. Raises InputError for others."""
-    value = _listed(value)
-    rows = list(map(_listed, value)) if _nested(value) else [value]
+    value = _listed(value, what)
+    rows = [_listed(row, what) for row in value] if _nested(value) else [value]
     for row in rows:
         if not isinstance(row, Sequence) or isinstance(row, str) or not all(_is_id(token) for token in row):
             raise InputError(
@@ -134,11 +134,11 @@ def token_rows(value: Any, what: str) -> list[list[int]]:
     return [list(map(int, row)) for row in rows]
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: Any, where: str) -> Any:
     """A tensor or an array as a list; anything else as it is. Raises InputError for one without content."""
     if getattr(value, "is_meta", False):
         what = "a tensor on the meta device holds no token ids"
-        raise InputError(what, where="prompt=", fix="give one that has content")
+        raise InputError(what, where=where, fix="give one that has content")
     return value.tolist() if hasattr(value, "tolist") else value
 
 
