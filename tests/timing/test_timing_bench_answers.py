@@ -282,6 +282,16 @@ def test_on_a_busy_machine_the_interval_holds_the_truth_and_is_far_narrower_than
     assert priced < 0.7 * alone
 
 
+def test_a_visit_that_says_nothing_of_its_noise_counts_as_a_usual_one() -> None:
+    series = PairedTimes(["plain"])
+    for prompt, noise in enumerate((0.04, None, 0.04, 0.16, 0.01)):
+        series.add("plain", prompt, [(1.0, 0.9)], (1.0, 0.9), noise)
+    quiet, unknown, *_, loud, quietest = (one.weight for one in series.clusters("plain"))
+    assert unknown == quiet
+    assert loud < quiet < quietest
+    assert quiet == pytest.approx(1.0 / (0.01**2 + 0.04 / 2 + 0.04))
+
+
 def test_noise_is_what_neither_contenders_nor_rounds_explain() -> None:
     def batch(*blocks: float) -> DecodedBatch:
         return DecodedBatch(((1,),), 0, 0, blocks=blocks)

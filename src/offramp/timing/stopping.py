@@ -176,7 +176,7 @@ class SideBySide:
     prices: Pair | None = None
     """Per token of what each ran, None where one has none."""
     noise: float | None = None
-    """Variance of a block's log-seconds beside the others of its round, None where nothing says."""
+    """Variance of a block's log-seconds beside the others of its round; None: taken as the usual."""
 
 
 class PairedTimes:
@@ -206,21 +206,21 @@ class PairedTimes:
 
     def clusters(self, over: str) -> tuple[Cluster, ...]:
         """One for each prompt, of this process."""
-        visits_of = self._visits.get(over, {})
+        visits_of = {prompt: visits for prompt, visits in self._visits.get(over, {}).items() if visits}
         noises = [visit.noise for visits in visits_of.values() for visit in visits if visit.noise is not None]
-        usual = FINEST**2 + (median(noises) / 2 if noises else 0.0)
+        usual = median(noises) if noises else None
         found = []
         for prompt, visits in sorted(visits_of.items()):
             prices = [visit.prices for visit in visits if visit.prices is not None]
-            priced = weight = None
-            if visits and len(prices) == len(visits):
+            priced, weight = None, 1.0
+            if len(prices) == len(visits):
                 others, own = map(math.fsum, zip(*prices, strict=True))
                 priced = math.log(others / own)
-            if all(visit.noise is not None for visit in visits):
-                weight = math.fsum(1.0 / (usual + (visit.noise or 0.0)) for visit in visits)
+            if usual is not None:
+                each = (usual if visit.noise is None else visit.noise for visit in visits)
+                weight = math.fsum(1.0 / (FINEST**2 + usual / 2 + noise) for noise in each)
             pairs = [pair for visit in visits for pair in visit.pairs]
-            if pairs:
-                found.append(cluster_of(0, prompt, pairs, priced, weight or 1.0))
+            found.append(cluster_of(0, prompt, pairs, priced, weight))
         return tuple(found)
 
     def look(self, level: float) -> None:
