@@ -23,7 +23,7 @@ from offramp.report.summary import summarise
 from page_reader import VOID, Page
 
 MOST_WORDS = 25
-"""Of the sentence that answers."""
+"""Of the sentence that answers; a model's name is one of them, however it is written."""
 
 FIGURE = re.compile(r"[\d.,]+ [%×]|–|not \w+")
 """What a cell begins with."""
@@ -88,8 +88,9 @@ def require_consistent(run: RunResult | Path) -> None:
 def contradictions(summary: dict[str, Any], page: str, terminal: str) -> Iterator[str]:
     """What page, terminal and summary say that contradicts each other, or that no record bears out."""
     answer = _answer(page)
-    if len(answer.split()) > MOST_WORDS:
-        yield f"the answer has {len(answer.split())} words: {answer}"
+    words = len(answer.replace(summary["provenance"]["model"], "model").split())
+    if words > MOST_WORDS:
+        yield f"the answer has {words} words: {answer}"
     if terminal.split("\n")[1].strip() != answer:
         yield f"the terminal answers {terminal.split(chr(10))[1]!r}, the page {answer!r}"
     verdict = summary["verdict"]

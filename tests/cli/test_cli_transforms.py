@@ -12,8 +12,9 @@ import pytest
 import offramp
 from command_line import run_offramp
 from offramp.costs.machine_registry import list_local_profiles
-from offramp.models.source import find_source
+from offramp.models import source
 from offramp.policies.figures import PLAIN_DECODING
+from offramp.studies import named_inputs
 from offramp.tracing import loading
 from offramp.tuning.tuned import read_tuned
 from tiny_models import LAYERS
@@ -45,7 +46,8 @@ COMMANDS: dict[str, tuple[object, ...]] = {
 def test_bad_texts_are_refused_before_a_model_is_looked_at(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.models.source.find_source", lambda *_, **__: pytest.fail("looked at"))
+    for module in (source, named_inputs):  # imported here: a module that is imported later keeps the fake
+        monkeypatch.setattr(module, "find_source", lambda *_, **__: pytest.fail("looked at"))
     words = [str(word).replace("OUT", str(tmp_path / "out")) for word in COMMANDS[command]]
     shown = run_offramp(*words, "--transform", "int8", "--transform", "intt8").require(2)
     assert "unknown transform 'intt8'" in shown.err
@@ -142,13 +144,13 @@ def test_heads_belong_to_the_model_as_it_was_transformed(
 
 
 def test_who_a_model_will_be_is_known_unless_layers_are_to_be_measured(tiny_model: Path) -> None:
-    source = find_source(str(tiny_model))
+    files = source.find_source(str(tiny_model))
 
     def identity(*texts: str) -> Any:
         transforms = loading.read_transforms(texts, "float32")
-        return loading.ModelRequest(source, transforms, "float32", False).identity
+        return loading.ModelRequest(files, transforms, "float32", False).identity
 
-    assert identity().fingerprint == source.identity.fingerprint
+    assert identity().fingerprint == files.identity.fingerprint
     assert (
         identity("prune:drop=2").fingerprint
         == offramp.load_model(str(tiny_model), transforms=["prune:drop=2"]).identity.fingerprint

@@ -113,9 +113,7 @@ def test_a_gain_is_split_and_a_smaller_head_is_not_early_exits():
         "its output "
         "head cut to the short list."
     )
-    assert refused.startswith(
-        "A shortlist, with hardly any early exit, makes smollm2 at most 1.011 × as fast"
-    )
+    assert refused.startswith("A shortlist, not early exit, makes smollm2 at most 1.011 × as fast")
     own = headline(run_with(verdict("pays", 1.12, 1.1, 1.14, gain=Gain(0.11, 0.0, -0.003))))
     assert own.endswith("; saves of plain decoding, by price: layers +11.0 %, head 0.0 %, probes −0.3 %.")
 

@@ -89,7 +89,7 @@ def short_answer(run: RunResult) -> str:
     claim, label = speed_claim(verdict), label_of(verdict)
     if claim is None:
         return f"{WORDS[verdict.decision].answer} for {run.model_name} {where}."
-    subject = "Early exit" if is_early(verdict) else "A shortlist, with hardly any early exit,"
+    subject = "Early exit" if is_early(verdict) else "A shortlist, not early exit,"
     return f"{subject} makes {run.model_name} {claim} {where}: {label}."
 
 
