@@ -10,7 +10,8 @@ import math
 import pkgutil
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ import torch
 from folder_cases import Written, do, plan_of, task_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from random_heads import random_heads
 from safetensors.numpy import save_file
 from stored_traces import run
@@ -28,11 +30,13 @@ from tracing_models import tiny_llama
 import offramp
 from offramp.errors import DamagedFileError, OfframpError
 from offramp.files import read_sealed_json, sealed, write_sealed_json
+from offramp.heads import exit_heads
 from offramp.heads import file as heads_file
 from offramp.heads.importing.imports import read_layout
 from offramp.heads.importing.key_map import Tensors
 from offramp.heads.trained_model import trained_in
 from offramp.kit.given_file import TomlTable, checked, read_toml
+from offramp.kit.numbers import Proportion
 from offramp.kit.sealed_file import DECLARED, SealedFile
 from offramp.kit.sealed_tensors import DECLARED as TENSORS
 from offramp.kit.sealed_tensors import STREAMED, Arrays, SealedTensors
@@ -40,13 +44,16 @@ from offramp.models.checkpoint import INDEX_FILE, find_weight_files, read_config
 from offramp.models.source import find_source
 from offramp.models.training_record import TRAINING_FILE
 from offramp.policies.grammar import parse_policy
+from offramp.scoring.card import ScoreCard
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import read_lines
+from offramp.studies.work.work import works
 from offramp.tracing import manifest, sealed_parts
+from offramp.tracing.request import TraceRequest
 from offramp.tracing.trace import Trace
 from offramp.training import loop, states
 from offramp.training.record import Evaluated, Evaluation, Settings
-from offramp.tuning.tuned import read_tuned
+from offramp.tuning.tuned import Tuned, read_tuned
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
 
@@ -230,6 +237,46 @@ def test_a_record_that_another_program_sealed_is_read_or_refused(data: st.DataOb
         with contextlib.suppress(OfframpError):
             kind.write(path, kind.read(path))  # what is read can be written
             kind.read(path)
+
+
+def unlimited(schema: Any, place: str = "", *, ruled: bool = False) -> Iterator[str]:
+    """The places of a schema's numbers that have no lower or no upper limit, and no rule of ours."""
+    if isinstance(schema, list | tuple):
+        for part in schema:
+            yield from unlimited(part, place, ruled=ruled)
+    if not isinstance(schema, dict):
+        return
+    kind = str(schema.get("type"))
+    if kind in ("int", "float") and not ruled and not all(end & {*schema} for end in ENDS):
+        yield place
+    if kind == "dataclass":
+        place, ruled = schema["cls"].__name__, False
+    if kind == "dataclass-field":
+        place = f"{place}.{schema['name']}"
+    for name, part in schema.items():
+        if name not in ("cls", "default", "metadata", "serialization"):
+            yield from unlimited(part, place, ruled=ruled or kind.startswith("function"))
+
+
+ENDS = ({"ge", "gt"}, {"le", "lt"})
+
+
+def test_every_number_of_a_record_has_its_limits() -> None:
+    """A count below 0, or a time of 10**300 seconds, is refused where it is read."""
+    import_all()
+    records = {kind.record for kind in (*DECLARED, *TENSORS)}
+    records |= {Tuned, ScoreCard, TraceRequest, exit_heads._HeadsHeader}
+    for work in works().values():
+        records |= {work, work.result_type()}
+    places = {place for record in records for place in unlimited(TypeAdapter(record).core_schema)}
+    assert not places
+    assert set(unlimited(TypeAdapter(Unlimited).core_schema)) == {"Unlimited.count"}
+
+
+@dataclass
+class Unlimited:
+    count: int
+    share: Proportion
 
 
 @settings(max_examples=100)

@@ -152,6 +152,7 @@ class Mine(ExitPolicy):
 
     {more}
 """
+WORDLESS = "class Wordless(Exception):\n    def __str__(self):\n        raise ValueError\n\n"
 ALL_LEAVE = {
     "decide": "np.ones(self.count, bool)",
     "value": "1",
@@ -249,6 +250,49 @@ class Reaches(Leaves):
     assert place in refused.value.where
     for name, values in before.items():
         assert (trace.fact(name) == values).all()
+
+
+@pytest.mark.parametrize("place", ["decide", "import"])
+def test_an_error_that_cannot_be_said_is_named_by_its_type(install: Install, place: str) -> None:
+    body = {**ALL_LEAVE, "decide": "(_ for _ in ()).throw(Wordless)"} if place == "decide" else ALL_LEAVE
+    ending = "" if place == "decide" else "raise Wordless"
+    install("policies", WORDLESS + POLICY.format(**body) + ending)
+    with pytest.raises(PolicyError, match="Wordless: an error without words"):
+        replay_decisions(parse_policy("mine"), make_trace())
+
+
+@pytest.mark.parametrize("said", ["'  '", "5", "''"])
+def test_a_policy_with_an_odd_docstring_is_listed(install: Install, said: str) -> None:
+    install("policies", POLICY.format(**{**ALL_LEAVE, "more": f"__doc__ = {said}"}))
+    assert "mine:value=1" in run_offramp("list", "policies").require(0).out
+
+
+def test_a_policy_that_can_change_is_refused(install: Install) -> None:
+    place = install("policies", POLICY.format(**ALL_LEAVE).replace("(frozen=True)", ""))
+    with pytest.raises(PolicyError, match="not a frozen dataclass") as refused:
+        parse_policy("mine")
+    assert refused.value.where == place
+
+
+@pytest.mark.parametrize(
+    ("group", "source", "what"),
+    [
+        ("hardware", "source = 5", "not a machine whose name"),
+        ("hardware", "description = None", "not a machine whose name"),
+        ("hardware", "name = property(lambda self: 1 / 0)", "cannot be read: ZeroDivisionError"),
+        ("workloads", 'WorkloadSource("mine", load, "text", "n", 5, "d")', "not a WorkloadSource whose name"),
+    ],
+)
+def test_what_is_listed_of_a_plug_in_is_text(install: Install, group: str, source: str, what: str) -> None:
+    if group == "hardware":
+        text = MACHINE.format(costs="costs", profile={}).replace("    inner", f"    {source}\n    inner")
+    else:
+        text = WORKLOAD.format("pass", "mine").rpartition("Mine = ")[0] + f"Mine = {source}"
+    install(group, text)
+    said = " ".join(run_offramp("list", group).require(0).out.split())
+    assert "cannot be used" in said
+    with pytest.raises(InputError, match=what):
+        (find_machine if group == "hardware" else load_workload)("mine")
 
 
 def test_what_stops_the_command_is_no_fault_of_a_plug_in(install: Install) -> None:

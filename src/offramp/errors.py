@@ -74,9 +74,17 @@ def _cut_word(word: re.Match[str]) -> str:
     return f"{text[:LONGEST_WORD]}{CUT} ({len(text):,} characters)"
 
 
+def words_of(error: BaseException) -> str:
+    """What an error of others says; its type where it fails to say anything."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - others make the text, and may raise anything
+        return f"an error without words: {type(error).__name__}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was short."""
-    text = str(error).lower()
+    text = words_of(error).lower()
     # The loader says so too where a mount does not allow programs to be run.
     unmapped = "failed to map segment" in text and "not permitted" not in text
     return isinstance(error, MemoryError) or unmapped or any(words in text for words in OUT_OF_MEMORY)

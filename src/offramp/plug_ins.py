@@ -12,7 +12,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from offramp.errors import InputError, OfframpError, raise_if_out_of_memory
+from offramp.errors import InputError, OfframpError, raise_if_out_of_memory, words_of
 
 FIX = "mend or uninstall the package that brings it"
 OWN = "offramp"
@@ -97,7 +97,12 @@ def load_plug_in(
     except (Exception, SystemExit) as error:  # others' code runs when it is imported, and may do anything
         raise_if_out_of_memory(error)
         raise refused(point, f"a {what} plug-in cannot be loaded: {_said(error)}", kind) from error
-    if not fits(found):
+    try:
+        usable = fits(found)
+    except (Exception, SystemExit) as error:  # which may read what is computed by others' code
+        raise_if_out_of_memory(error)
+        raise refused(point, f"a {what} plug-in cannot be read: {_said(error)}", kind) from error
+    if not usable:
         is_class = isinstance(found, type)
         shown = f"the class {found.__name__}" if is_class else f"of type {type(found).__name__}"
         raise refused(point, f"a {what} plug-in is {shown}, not {wanted}", kind)
@@ -177,7 +182,7 @@ def _place(point: EntryPoint) -> str:
 
 def _said(error: BaseException) -> str:
     plain = isinstance(error, ImportError | AttributeError)
-    return str(error) if plain else f"{type(error).__name__}: {error}"
+    return words_of(error) if plain else f"{type(error).__name__}: {words_of(error)}"
 
 
 def _line_of(error: BaseException) -> str:

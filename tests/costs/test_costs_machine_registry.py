@@ -502,3 +502,9 @@ def test_every_key_unit_and_probe_is_named() -> None:
     assert required_keys() - {"batch", "flops_per_second"} <= words
     assert "[flops_per_second]" in PAGE
     assert {*UNITS, *PROBES, "token", "overhead", "key_value", "lens", "probes"} <= words
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+def test_what_no_file_can_be_called_is_no_machine(name: str) -> None:
+    with pytest.raises(InputError, match="unknown|no machine|there is no"):
+        find_machine(name)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -22,9 +23,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offramp.errors import ModelError, OfframpError
+from offramp.errors import InputError, ModelError, OfframpError
 from offramp.models import gguf_file, gguf_header, source
-from offramp.models.gguf_file import CACHE_VARIABLE, dense_folder, find_damage
+from offramp.models.gguf_file import CACHE_VARIABLE, cache_folder, dense_folder, find_damage
 from offramp.models.gguf_header import read_header
 from offramp.models.gguf_metadata import check_all_read, check_split
 from offramp.models.identity import identify_folder
@@ -568,6 +569,48 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, cache: Path) -> None
     assert [entry.name for entry in (cache / "dense").iterdir()] == [
         f"{next((cache / 'dense').glob('*.lock')).name}"
     ]
+
+
+def write_whole(source: Path, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"whole")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "text"])
+def test_what_stands_where_a_lock_is_held_is_left_alone(tmp_path: Path, cache: Path, kind: str) -> None:
+    source, other = tmp_path / "some.gguf", tmp_path / "notes.txt"
+    source.write_bytes(b"GGUF")
+    other.write_text("precious")
+    folder = dense_folder(source, "0" * 64, write_whole)
+    lock = next((cache / "dense").glob("*.lock"))
+    lock.unlink()
+    {"pipe": lambda: os.mkfifo(lock), "link": lambda: lock.symlink_to(other)}.get(
+        kind, lambda: lock.write_text("precious")
+    )()
+    with pytest.raises(InputError, match="a lock's file cannot be used"):
+        dense_folder(source, "0" * 64, write_whole)
+    assert other.read_text() == "precious"
+    assert folder.is_dir()
+
+
+def test_a_link_in_the_cache_is_replaced_and_what_it_leads_to_is_left(tmp_path: Path, cache: Path) -> None:
+    source = tmp_path / "some.gguf"
+    source.write_bytes(b"GGUF")
+    folder = dense_folder(source, "0" * 64, write_whole)
+    moved = folder.rename(tmp_path / "elsewhere")
+    for place in (lambda: folder.symlink_to(moved), lambda: folder.write_text("a file")):
+        place()
+        assert dense_folder(source, "0" * 64, write_whole) == folder
+        assert folder.is_dir()
+        assert not folder.is_symlink()
+        shutil.rmtree(folder)
+    assert (moved / "model.safetensors").read_bytes() == b"whole"
+
+
+def test_a_cache_in_the_home_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "~no such user/cache")
+    with pytest.raises(InputError, match="home directory") as error:
+        cache_folder()
+    assert CACHE_VARIABLE in error.value.where
 
 
 CONVERT_WHEN_TOLD = """

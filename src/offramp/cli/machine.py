@@ -183,7 +183,7 @@ def _policies() -> Rows:
     rows = []
     for name, kind in policy_kinds().usable().items():
         parameters = ",".join(f"{known.name}={known.default or '…'}" for known in kind.parameters)
-        what_it_is = (kind.__doc__ or "").strip().splitlines()[0]
+        what_it_is = str(kind.__doc__ or "").strip().partition("\n")[0]
         rows.append({"name": f"{name}:{parameters}" if parameters else name, "what it is": what_it_is})
     return rows
 

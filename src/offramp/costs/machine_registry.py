@@ -20,7 +20,7 @@ from offramp.costs.profile_file import read_profile
 from offramp.costs.timings import OTHER_LOAD, SCHEMA_VERSION, TimingsProfile, busy_machine
 from offramp.defaults import LOCAL
 from offramp.errors import InputError, OfframpError
-from offramp.files import canonical_json, sha256_of_text
+from offramp.files import canonical_json, is_there, sha256_of_text
 from offramp.kit.numbers import whole_number
 from offramp.kit.rules import suggest
 from offramp.kit.sealed_file import SealedFile
@@ -236,9 +236,12 @@ def machine_names() -> list[str]:
     """Names that `find_machine` knows: built-in profiles, plug-ins (group "offramp.hardware"), GPU systems
     with measured kernels, where their package is installed, and "local".
     """
-    built_in = sorted(path.stem for path in PROFILES.glob("*.toml"))
     systems = [f"{aiconfigurator.PREFIX}{system}" for system in aiconfigurator.by_system()]
-    return [*built_in, *sorted(_added()), *systems, LOCAL]
+    return [*_built_in(), *sorted(_added()), *systems, LOCAL]
+
+
+def _built_in() -> list[str]:
+    return sorted(path.stem for path in PROFILES.glob("*.toml"))
 
 
 def find_machine(
@@ -271,14 +274,13 @@ def find_machine(
         return load_local_profile(model_fingerprint, dtype, device=device, attention=attention, model=model)
     if name_or_path.startswith(aiconfigurator.PREFIX):
         return aiconfigurator.find_tables(name_or_path)
-    built_in = PROFILES / f"{name_or_path}.toml"
-    if os.sep not in name_or_path and built_in.is_file():
-        return read_profile(built_in)
+    if name_or_path in _built_in():
+        return read_profile(PROFILES / f"{name_or_path}.toml")
     added = _added()
     if name_or_path in added:
         return added[name_or_path]
     path = Path(name_or_path)
-    if path.suffix == ".toml" or path.is_file():
+    if path.suffix == ".toml" or is_there(name_or_path):
         return read_profile(path)
     names = machine_names()
     raise InputError(
@@ -347,9 +349,12 @@ def _added() -> Known[Machine]:
 
 def _load(point: EntryPoint) -> Machine:
     def fits(found: object) -> bool:
-        return not isinstance(found, type) and isinstance(found, Machine)
+        if isinstance(found, type) or not isinstance(found, Machine):
+            return False
+        texts = (found.name, *(getattr(found, name, "") for name in ("description", "source")))
+        return all(isinstance(text, str) for text in texts)
 
-    machine: Machine = load_plug_in(point, fits, "hardware", "a machine")
+    machine: Machine = load_plug_in(point, fits, "hardware", "a machine whose name and description are texts")
     if machine.name != point.name:
         what = f"the hardware of the entry point {point.name!r} calls itself {machine.name!r}"
         raise refused(point, what)

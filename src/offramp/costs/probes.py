@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from offramp.costs import counting
 from offramp.defaults import CANDIDATES, NETWORK_UNITS, SHORTLIST
+from offramp.kit.numbers import Layers, Whole
 from offramp.models.shape import ModelShape
 
-MapRanks = tuple[tuple[int, int | None], ...]
+MapRanks = tuple[tuple[Layers, Whole | None], ...]
 """Exits that have K,V maps, ascending, each with the rank of its maps; None where they are whole."""
 
 
@@ -18,19 +19,19 @@ MapRanks = tuple[tuple[int, int | None], ...]
 class ProbeSizes:
     """Sizes that probes, and other parts that are fitted, have beside the model's own."""
 
-    shortlist: int = SHORTLIST
+    shortlist: Whole = SHORTLIST
     """Tokens of a restricted vocabulary, or all where a model has fewer."""
-    hidden: int = NETWORK_UNITS
+    hidden: Whole = NETWORK_UNITS
     """Units of a small network."""
-    candidates: int = CANDIDATES
+    candidates: Whole = CANDIDATES
     """Tokens whose logits alone are computed."""
-    map_rank: int = 64
+    map_rank: Whole = 64
     """Of the K,V maps that a machine is timed with, to half of the layers."""
     kv_maps: MapRanks = ()
     """The K,V maps that are to be priced."""
-    mlp_units: int = 0
+    mlp_units: Whole = 0
     """Of the networks behind them, 0 without any."""
-    lens_rank: int | None = None
+    lens_rank: Whole | None = None
     """Of the linear lenses, None where they are whole, 0 where networks stand alone."""
 
     def __post_init__(self) -> None:

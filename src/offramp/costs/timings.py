@@ -24,7 +24,7 @@ from offramp.costs.probes import (
 )
 from offramp.costs.token import TokenCosts
 from offramp.errors import BusyMachineError, InputError
-from offramp.kit.numbers import LARGEST_NUMBER, NotNegative
+from offramp.kit.numbers import LARGEST_NUMBER, Count, Layers, NotNegative
 from offramp.kit.typed import FloatArray, to_json
 from offramp.models.shape import ELEMENT_BYTES, LayerShape, ModelShape
 
@@ -101,8 +101,8 @@ class TimingsProfile:
     """Where the timings come from."""
     dtype: str
     """Of the weights."""
-    layers_count: int
-    batches: tuple[int, ...]
+    layers_count: Layers
+    batches: tuple[Count, ...]
     """Batch sizes, rising."""
     layer_seconds: Table
     """[batches, layers], at position 0."""

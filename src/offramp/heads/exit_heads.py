@@ -23,7 +23,7 @@ from offramp.heads.parts import (
     OwnHead,
     Weights,
 )
-from offramp.kit.numbers import Count, NotNegative
+from offramp.kit.numbers import Count, Layers, NotNegative
 from offramp.kit.sealed_tensors import Arrays, seal_of
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.workloads.shared_text import WHOLE, Sketch
@@ -86,9 +86,9 @@ class KeyValueMaps:
 class HeadsEntries:
     """What heads say as they are in the header of their file."""
 
-    exits: tuple[int, ...]
+    exits: tuple[Layers, ...]
     """Ascending, below L; the first axis of every array but the K,V maps' and of what all exits share."""
-    candidate_exit: int | None
+    candidate_exit: Layers | None
     """The exit whose best tokens are the candidates, None without that classifier."""
     documents: Mapping[str, tuple[str, ...]]
     """Ids of the documents that fitting saw, by workload fingerprint."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
-from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_text, sync_folder
+from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_text, sync_folder, why_not_ours
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.checkpoint import AGAIN, StoredTensor
 from offramp.models.gguf_header import ARRAY, SCALARS, STRING, GgufHeader, read_header
@@ -260,10 +260,18 @@ Convert = Callable[[Path, Path], None]
 
 
 def cache_folder() -> Path:
-    """The user cache directory for offramp, or what the environment variable OFFRAMP_CACHE names."""
+    """The user cache directory for offramp, or what the environment variable OFFRAMP_CACHE names.
+
+    Raises InputError for the home of a user who does not exist.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser()
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError as error:  # "~name" of nobody
+            raise InputError(
+                f"{error}", where=f"{CACHE_VARIABLE}={chosen}", fix="set it to a folder"
+            ) from error
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("offramp"))
@@ -312,13 +320,14 @@ def _cached(source: Path, source_sha256: str, convert: Convert, said: str, endin
     versions = f"{importlib.metadata.version('transformers')} {FORMAT_VERSION}"
     folder = root / f"{source_sha256[:24]}-{sha256_of_text(versions)[:8]}{ending}"
     with _only_one_process(root / f"{folder.name}.lock"):
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_symlink():
             problem = find_damage(folder)
             if problem is None:
                 return folder
             _say(f"the cached copy of {source.name} is damaged ({problem}); converting it again")
             shutil.rmtree(folder)
         else:
+            folder.unlink(missing_ok=True)  # a link or a file of that name
             _say(f"{said}; kept in {root}")
         _sweep(root, folder.name)
         _convert_atomically(source, folder, convert)
@@ -382,10 +391,14 @@ def _sweep(root: Path, name: str) -> None:
 def _only_one_process(path: Path) -> Iterator[None]:
     """Wait until no other process holds the lock; the operating system frees it when a process ends.
 
-    Raises OfframpError where one holds it for longer than any conversion takes.
+    Raises OfframpError where one holds it for longer than any conversion takes; InputError for a file under
+    that name that is no lock of ours.
     """
     began, told = time.monotonic(), False
-    with path.open("w") as file:
+    why = why_not_ours(path, lambda content: not content)
+    if why is not None:
+        raise InputError(f"a lock's file cannot be used: {why}", where=str(path), fix="move it away")
+    with path.open("a") as file:
         while not _locked(file):
             if time.monotonic() - began >= LONGEST_CONVERSION:
                 raise OfframpError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from offramp.costs.token import TokenCosts
-from offramp.kit.numbers import whole_runs
+from offramp.kit.numbers import Number, whole_runs
 
 PriceAt = Callable[[int], TokenCosts]
 """Prices of a step by its number of rows: one row is one token of one sequence."""
@@ -189,9 +189,9 @@ class Gain:
     probes: all checks, which the plain decoder does not make. Their sum is 1 - policy / plain.
     """
 
-    layers: float
-    head: float
-    probes: float
+    layers: Number
+    head: Number
+    probes: Number
 
     @property
     def total(self) -> float:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic
 
 from typing_extensions import TypeVar
 
-from offramp.kit.numbers import LARGEST_NUMBER, MOST_RUNS, SMALLEST_NUMBER, Proportion
+from offramp.kit.numbers import LARGEST_NUMBER, MOST_RUNS, SMALLEST_NUMBER, Count, Number, Proportion
 from offramp.kit.rules import Must
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.policy import ExitPolicy
@@ -42,6 +42,7 @@ SkippedOf = Annotated[Figure, _from(-MOST_RUNS, 1 + _ROUNDING, "a share of 1 at 
 """Below 0 where wrong drafts are run for nothing."""
 PositiveOf = Annotated[Figure, _from(SMALLEST_NUMBER, LARGEST_NUMBER, "above 0")]
 """Of a speed, or of what a token costs."""
+NotNegativeOf = Annotated[Figure, _from(-_ROUNDING, LARGEST_NUMBER, "at least 0")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +98,16 @@ def shared_fields(record: object, kind: type[Any]) -> dict[str, Any]:
 class FreeRunning:
     """Quality of generated answers, judged by the full model (`decoding/judging.py`): means over prompts."""
 
-    tokens_before_divergence: Estimate[float]
+    tokens_before_divergence: NotNegativeOf[Estimate[Number]]
     """New tokens up to the first that differs from the full model's own greedy answer."""
-    sequence_match: Estimate[float]
+    sequence_match: ShareOf[Estimate[Number]]
     """Share of answers equal to it."""
-    agreement: Estimate[float]
+    agreement: ShareOf[Estimate[Number]]
     """Share of generated tokens, without the first of each answer, that are the full model's choice on the
     same (generated) prefix."""
-    nll: Estimate[float]
+    nll: NotNegativeOf[Estimate[Number]]
     """Nats per token under the full model of what was generated."""
-    plain_nll: Estimate[float]
+    plain_nll: NotNegativeOf[Estimate[Number]]
     """The same of the full model's own answer."""
-    prompts: int
-    new_tokens: int
+    prompts: Count
+    new_tokens: Count

@@ -87,7 +87,7 @@ def policy_kinds() -> Known[type[ExitPolicy]]:
 
 
 def _load(point: EntryPoint) -> type[ExitPolicy]:
-    wanted = "a dataclass derived from ExitPolicy"
+    wanted = "a frozen dataclass derived from ExitPolicy"
     policy: type[ExitPolicy] = load_plug_in(point, _is_kind, "policy", wanted, PolicyError)
     kind = getattr(policy, "kind", None)
     if kind != point.name:
@@ -97,7 +97,8 @@ def _load(point: EntryPoint) -> type[ExitPolicy]:
 
 
 def _is_kind(found: object) -> bool:
-    return isinstance(found, type) and issubclass(found, ExitPolicy) and is_dataclass(found)
+    is_policy = isinstance(found, type) and issubclass(found, ExitPolicy) and is_dataclass(found)
+    return is_policy and vars(found).get("__hash__") is not None  # what is not frozen has none
 
 
 SCHEMA_VERSION = 1

@@ -12,7 +12,7 @@ from offramp.costs.counting import layer_bytes, layer_flops, request_bytes, requ
 from offramp.costs.machine import Machine, machine_prices
 from offramp.costs.timings import TimingsProfile
 from offramp.defaults import BYTES
-from offramp.kit.numbers import NotNegative, Positive
+from offramp.kit.numbers import NotNegative, Positive, Whole
 from offramp.models.shape import ModelShape
 from offramp.policies.prices import costs_of
 from offramp.tracing.trace import Trace
@@ -42,7 +42,7 @@ class WholeRequest:
     """Of a token."""
     halfway: NotNegative
     """Of one that leaves at `exit`, with checks and the repair of K and V for nothing."""
-    exit: int
+    exit: Whole
     """That nearest half depth."""
 
     def speed(self, decoding: float, over: float = 1.0) -> float:

@@ -14,7 +14,7 @@ from offramp.display import ShownAsHtml
 from offramp.errors import InputError, refused_as
 from offramp.heads.described import RAW
 from offramp.kit.arguments import checked
-from offramp.kit.numbers import MOST_LAYERS, Count, Proportion, Whole
+from offramp.kit.numbers import MOST_LAYERS, Count, NotNegative, Number, Proportion, Whole
 from offramp.kit.typed import FloatArray, IntArray, InvalidRecordError, finite_json, from_json
 from offramp.scoring.estimate import Estimate
 
@@ -88,10 +88,10 @@ class EasVariant:
     """
 
     similarity: str
-    alpha: float
+    alpha: Number
     score: Estimate
-    ceiling: float | None
-    floor: float | None
+    ceiling: Number | None
+    floor: Number | None
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ class PairedReadings:
     fitted: ReadScores
     gained: ReadScores
     closed: Estimate
-    ceiling: float
+    ceiling: Number
     through: str
-    documents: int
-    left_out: int
+    documents: Whole
+    left_out: Whole
 
 
 @dataclass(frozen=True)
@@ -158,15 +158,15 @@ class ScoreCard(ShownAsHtml):
     initial_information: Estimate
     first_match_skip: Estimate
     saturation_skip: Estimate
-    ceiling: float
+    ceiling: Number
     head_share: Proportion
-    mean_position: float
+    mean_position: NotNegative
     documents: Whole
     tokens: Whole
     curves: LayerCurves
     reliability: tuple[ReliabilityDiagram, ...]
     eas_variants: tuple[EasVariant, ...]
-    candidates: Mapping[str, float | None]
+    candidates: Mapping[str, Number | None]
     notes: tuple[str, ...]
     reference_agreement: Estimate | None = None
     read_through: str = RAW

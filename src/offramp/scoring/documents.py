@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
+from offramp.kit.numbers import Whole
 from offramp.tracing.facts import FACT_BY_NAME
 from offramp.tracing.trace import FactArray, Trace
 
@@ -92,7 +93,7 @@ def document_rows(trace: Trace) -> DocumentRows:
     )
 
 
-Lengths = tuple[int, int, int]
+Lengths = tuple[Whole, Whole, Whole]
 """Fewest, median and most tokens of some documents."""
 
 
@@ -182,9 +183,9 @@ Decode = Callable[[Sequence[int]], str]
 class TextSize:
     """Bytes in UTF-8, characters, and tokens of some observed text."""
 
-    bytes: int
-    characters: int
-    tokens: int
+    bytes: Whole
+    characters: Whole
+    tokens: Whole
 
     def __add__(self, other: TextSize) -> TextSize:
         """Both texts together."""

@@ -11,7 +11,9 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from typing_extensions import TypeVar
 
-Value = TypeVar("Value", covariant=True, default=float | None)
+from offramp.kit.numbers import Number
+
+Value = TypeVar("Value", covariant=True, default=Number | None)
 """Of an estimate: a number, or None where it may be undefined."""
 
 
@@ -25,8 +27,8 @@ class Estimate(Generic[Value]):
     """
 
     value: Value
-    low: float | None = None
-    high: float | None = None
+    low: Number | None = None
+    high: Number | None = None
     undefined: str | None = None
     no_interval: str | None = None
 

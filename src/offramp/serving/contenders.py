@@ -224,11 +224,12 @@ def contenders_of(
     found = [LoadContender("plain", PLAIN, (plain,))]
     if any(rung.policy.short_list for rung in (*rungs, *climbed)):
         found.append(LoadContender("cut head", SHORT_LIST, (replayed(trace, with_short_head(plain.policy)),)))
-    known = [contender.rungs[0].policy for contender in found]
+    known = [str(contender.rungs[0].policy) for contender in found]
     for rung in rungs:
-        if any(rung.policy == contender.rungs[0].policy for contender in found if contender.role == POLICY):
+        own = [str(contender.rungs[0].policy) for contender in found if contender.role == POLICY]
+        if str(rung.policy) in own:
             raise InputError(f"the policy {rung.policy} is given twice", where="--policy", fix="give it once")
-        if rung.policy not in known:
+        if str(rung.policy) not in known:
             name, text = short_name(rung.policy), str(rung.policy)
             taken = any(contender.name == name for contender in found)
             found.append(LoadContender(text if taken else name, POLICY, (rung,)))

@@ -10,7 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 
+from offramp.kit.numbers import Number, Positive, Proportion, Whole
 from offramp.kit.sealed_file import SealedFile
+from offramp.policies.figures import NotNegativeOf, PositiveOf
 from offramp.scoring.estimate import Estimate
 
 Benefit = Literal["latency", "capacity"]
@@ -19,7 +21,7 @@ Benefit = Literal["latency", "capacity"]
 
 NOT_CERTIFIED = "not certified"
 
-Figures = Mapping[str, Estimate[float]]
+Figures = Mapping[str, NotNegativeOf[Estimate[Number]]]
 """By name, in seconds, and requests or tokens per second: request_throughput, output_throughput,
 request_goodput (of requests that keep all objectives, where there are any), mean_ttft, p50_ttft, p95_ttft,
 p99_ttft, likewise of tpot, itl and e2el; rows (that decode side by side in a step), layers (of a token),
@@ -34,11 +36,11 @@ class RungShare:
     the certificate, else that of the policy on all documents of its replay.
     """
 
-    queue: int
+    queue: Whole
     policy: str
-    requests: int
-    loss: float | None
-    promise: float
+    requests: Whole
+    loss: Proportion | None
+    promise: Number
 
     @property
     def loss_over_promise(self) -> float | None:
@@ -59,14 +61,14 @@ class LoadPoint:
     IF_ANY: ClassVar[tuple[str, ...]] = ("mean_ratio",)
 
     contender: str
-    rate: float
+    rate: Positive
     saturated: bool
     figures: Figures | None
-    ratio: Estimate[float] | None = None
+    ratio: PositiveOf[Estimate[Number]] | None = None
     over: str | None = None
     benefit: Benefit | None = None
     rungs: tuple[RungShare, ...] = ()
-    mean_ratio: Estimate[float] | None = None
+    mean_ratio: PositiveOf[Estimate[Number]] | None = None
 
     def is_faster(self, worth: float) -> bool:
         """Whether it is surely faster by what is worth it, or serves where nothing without exits can."""
@@ -86,11 +88,11 @@ class LoadServer:
     """As a text."""
     certificate: str
     """What of it is certified, in words."""
-    capacity: Estimate[float]
+    capacity: NotNegativeOf[Estimate[Number]]
     """Requests per second that it serves at most."""
-    agreement: float
+    agreement: Proportion
     """Share of its tokens that are the full model's, as replayed where nothing holds rows back."""
-    asks_at: tuple[int, ...] | None = None
+    asks_at: tuple[Whole, ...] | None = None
     """Rows that decode in a step in which some exit is asked; None without exits."""
 
     @property
@@ -119,10 +121,10 @@ class ServedAside:
     """A figure as it was predicted and as it was served, at one rate."""
 
     contender: str
-    rate: float
+    rate: Positive
     figure: str
-    predicted: float
-    served: float
+    predicted: Number
+    served: Number
 
     @property
     def error(self) -> float:
@@ -141,10 +143,10 @@ class LoadExecution:
 
     points: tuple[LoadPoint, ...]
     compared: tuple[ServedAside, ...]
-    a_a: Estimate[float]
-    own: Mapping[str, float]
+    a_a: PositiveOf[Estimate[Number]]
+    own: Mapping[str, Number]
     clock: str
-    drift: float
+    drift: Number
     circumstances: Mapping[str, Any]
 
 
@@ -163,9 +165,9 @@ class LoadResult:
     machine: str
     padded: bool
     asked: Mapping[str, Any]
-    floor: float | None
+    floor: Proportion | None
     servers: Annotated[tuple[LoadServer, ...], MinLen(1)]
-    rates: tuple[float, ...]
+    rates: tuple[Positive, ...]
     points: tuple[LoadPoint, ...]
     notes: tuple[str, ...]
     execution: LoadExecution | None = None

@@ -18,6 +18,7 @@ from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit import arguments
 from offramp.kit.given_file import Source, TomlTable, checked
+from offramp.kit.numbers import Whole
 from offramp.studies.study_tables import (
     LEAGUE,
     NONE,
@@ -173,7 +174,7 @@ class StudyPlan:
     """Why a model, workload or machine cannot be had here, by its name."""
     damaged: tuple[str, ...] = ()
     """Names of those models among them whose files are not whole or not safe."""
-    documents: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    documents: Mapping[str, Whole | None] = dataclasses.field(default_factory=dict)
     """Of each workload, None if it is not here."""
     file: StudyFile | None = None
     """Of the study, None where a command put it together."""

@@ -20,7 +20,7 @@ from offramp.files import (
     sha256_of_text,
     sync_folder,
 )
-from offramp.kit.numbers import Threads
+from offramp.kit.numbers import NotNegative, Threads, Whole
 from offramp.kit.sealed_file import SealedFile
 from offramp.kit.typed import Record
 
@@ -44,11 +44,11 @@ AXES = {
 class TaskCost:
     """What a task will take, roughly. None: unknown."""
 
-    seconds: float | None = None
+    seconds: NotNegative | None = None
     """On this machine."""
-    memory_bytes: int | None = None
+    memory_bytes: Whole | None = None
     """At its peak."""
-    disk_bytes: int | None = None
+    disk_bytes: Whole | None = None
     """That stay."""
 
 
@@ -122,7 +122,7 @@ class StudyJob:
     threads: Threads = 1
     """Of torch."""
     exclusive: bool = False
-    memory_bytes: int = 0
+    memory_bytes: Whole = 0
     """At the peak."""
 
     @property
@@ -155,7 +155,7 @@ class TaskFile:
     """A finished file: its SHA-256 in hexadecimal and its size."""
 
     sha256: str
-    bytes: int
+    bytes: Whole
 
 
 @dataclass(frozen=True)

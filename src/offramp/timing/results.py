@@ -112,7 +112,7 @@ class Contender:
     head cut to that), "peer", "combination", or "a/a" (a plain decoder a second time)."""
     answer: Answer = "unresolved"
     """What `ratio` says of it."""
-    ratio: PositiveOf[Estimate[float]] | None = None
+    ratio: PositiveOf[Estimate[Number]] | None = None
     """Seconds of the fastest plain decoder over its own (of an "a/a": of the decoder that it repeats);
     without an interval for one prompt, or where it was timed in the pilot only. The interval covers that the
     fastest was told by the same times."""
@@ -122,7 +122,7 @@ class Contender:
     """What the ratio comes of, by prompt; none of the fastest plain decoder itself."""
     samples: tuple[NotNegative, ...] = ()
     """Seconds per new token (of all rows together) after the first, one per visit, in order."""
-    seconds_per_token: Estimate[float] | None = None
+    seconds_per_token: PositiveOf[Estimate[Number]] | None = None
     """Of the fastest plain decoder the mean over prompts, with a 95 % interval; of others that over their
     ratio, so that the machine's load cancels between them."""
     first_token_seconds: NotNegative | None = None
@@ -141,7 +141,7 @@ class Contender:
     """Share of prompts whose output equals the full model's, token for token."""
     output_must_match: bool = False
     """Whether it has to (lossless in float32)."""
-    executed_agreement: ShareOf[Estimate[float]] | None = None
+    executed_agreement: ShareOf[Estimate[Number]] | None = None
     """Share of its tokens that are the full model's choice on the same prefix, None if nobody judged."""
     gain: Gain | None = None
     """Shares of the plain decoder's seconds per token, None if it was not split."""
@@ -149,7 +149,7 @@ class Contender:
     """Why it was not timed, None if it was."""
     full_depth: bool = False
     """Whether it runs every layer for every token, whatever else it saves."""
-    level: float = LEVEL
+    level: Proportion = LEVEL
     """Of the ratio's interval: that of the last look, so that it holds however the timing was stopped."""
 
     @property
@@ -225,7 +225,7 @@ class Forecast:
     """Replayed on the trace; None without a trace."""
     priced: NotNegative
     """The cost model on what really ran."""
-    measured: Estimate[float]
+    measured: PositiveOf[Estimate[Number]]
     """The stopwatch, with its interval."""
     plain_predicted: NotNegative
     """Of the full model (never exit, the same loop), in the profile's own seconds."""
@@ -268,9 +268,9 @@ class FloorCheck:
     """As on the command line, "agreement=0.95"."""
     certified: bool
     """Whether the tuner certified it."""
-    value: float
+    value: Number
     """The floor's own."""
-    kept: ShareOf[Estimate[float]] | None = None
+    kept: ShareOf[Estimate[Number]] | None = None
     """The executed agreement, None if nobody judged it or the floor is of another kind."""
 
     @property
@@ -296,7 +296,7 @@ class InTurns:
     defects: tuple[str, ...]
     """What is wrong with outputs, layer counts or the timing itself, in sentences; none in a sound
     measurement."""
-    a_a: Estimate[float]
+    a_a: PositiveOf[Estimate[Number]]
     """Ratio of the plain decoder to itself, with a 99 % interval."""
     stopped: Stopped
     """Why nothing more was timed."""
@@ -396,7 +396,7 @@ class Quality:
 
     free_running: FreeRunning
     """Of the answers that it gave itself."""
-    forced_agreement: ShareOf[Estimate[float]]
+    forced_agreement: ShareOf[Estimate[Number]]
     """Share of the tokens of the untransformed model's own answer that it chooses too when it is given all of
     that answer before them; at full depth a token also counts if its logit is the largest but for one
     rounding step of the dtype."""
@@ -416,7 +416,7 @@ class OnTop:
     """What one part adds to the others of a combination: their seconds over those of all, side by side."""
 
     part: str
-    speedup: PositiveOf[Estimate[float]]
+    speedup: PositiveOf[Estimate[Number]]
 
 
 @dataclass(frozen=True)
@@ -433,9 +433,9 @@ class Combination:
     """What the model's identity says was done to it."""
     policy: str | None = None
     """The policy that decides exits or drafts on this model."""
-    product: Estimate[float] | None = None
+    product: PositiveOf[Estimate[Number]] | None = None
     """Of the speedups of each part alone; None as `interaction`."""
-    interaction: Estimate[float] | None = None
+    interaction: PositiveOf[Estimate[Number]] | None = None
     """The speedup of all together over that, prompt by prompt, so that the plain decoder's noise cancels as
     far as it can; None for fewer than two parts, or where a part was left out."""
     on_top: tuple[OnTop, ...] = ()
@@ -472,7 +472,7 @@ class CombineResult(InTurns):
     """"plain" first, then by number of parts."""
     others: tuple[Contender, ...]
     """The further plain decoders, and the fastest a second time."""
-    floor: float
+    floor: Proportion
     """Forced agreement below which nothing is advised."""
     excluded: tuple[str, ...] = ()
     """Combinations that make no sense, in sentences."""

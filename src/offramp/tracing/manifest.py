@@ -143,7 +143,7 @@ class Manifest:
     """Of the run that ended."""
     device: str = CPU
     """What computed, by name; the processor's is left out of the file."""
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Whole = SCHEMA_VERSION
     kind: str = KIND
 
 

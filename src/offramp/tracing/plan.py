@@ -17,6 +17,7 @@ from torch import Tensor
 from offramp.errors import InputError, ModelError, WorkloadError, raise_if_out_of_memory
 from offramp.files import sha256_of_text
 from offramp.kit.given import Kind
+from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.calls import UNFIT_ERRORS
 from offramp.models.conditioned import probing
@@ -244,8 +245,8 @@ class Answers:
 
     request: str
     """The fingerprint of the request that they are for."""
-    answers: dict[str, list[int]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    answers: dict[str, list[Whole]] = field(default_factory=dict)
+    seconds: dict[str, NotNegative] = field(default_factory=dict)
     """That each one took to write, whichever process did; of a trace, whose files are the same each time it
     is made, none."""
 

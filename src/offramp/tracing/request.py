@@ -99,11 +99,11 @@ def parse_signals(signals: str | Sequence[str], mode: str) -> tuple[str, ...]:
 class Sampling:
     """How much of a text is traced, and what is recorded of it beside the facts of every trace."""
 
-    tokens: int
+    tokens: Whole
     """In all."""
-    context: int | None = None
+    context: Whole | None = None
     """Tokens of one sequence at most, None for what the model takes, up to the usual."""
-    document_tokens: int | None = None
+    document_tokens: Whole | None = None
     """Of one document at most, None for what suits their number."""
     signals: tuple[str, ...] = ()
     """Names of what is recorded on request."""
@@ -172,7 +172,7 @@ class TraceRequest(Sampling):
     exits: tuple[Count, ...]
     """Layers."""
     reductions: Literal["compiled", "eager"]
-    threads: int
+    threads: Whole
     """Torch's, since the order of sums depends on it."""
     code: str
     """Fingerprint of the code that measures."""

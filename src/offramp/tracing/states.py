@@ -23,6 +23,7 @@ from torch import Tensor
 
 from offramp.errors import DamagedFileError, OfframpError
 from offramp.files import sha256_of_file, write_atomically
+from offramp.kit.numbers import Whole
 from offramp.models.devices import CPU, free_bytes
 from offramp.tracing.sealed_parts import damaged, trace_file
 
@@ -146,8 +147,8 @@ class MemoryStates:
 class BatchPlace:
     """Where the output of one batch lies in a layer's file."""
 
-    offset: int
-    shape: tuple[int, ...]
+    offset: Whole
+    shape: tuple[Whole, ...]
     dtype: str
 
     @property
@@ -241,7 +242,7 @@ class _LayerSeal:
 
     states_of: str
     """What the states are of."""
-    layer: int
+    layer: Whole
     places: tuple[BatchPlace, ...]
     data_sha256: str
 
@@ -251,7 +252,7 @@ class _Description:
     """Whose states a folder holds: the request's fingerprint, and the parts that they are of."""
 
     request: str
-    parts: tuple[int, ...]
+    parts: tuple[Whole, ...]
 
 
 _SEAL, _DESCRIPTION = trace_file(_LayerSeal), trace_file(_Description)

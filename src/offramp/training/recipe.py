@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from offramp.defaults import TRAINING_ROWS
 from offramp.errors import InputError
+from offramp.kit.numbers import Count, Layers, Positive, Proportion, Whole
 from offramp.tracing.request import parse_exits
 from offramp.training.exit_loss_weights import fewest_steps
 from offramp.training.request import (
@@ -37,23 +38,23 @@ class Recipe(Effort):
     """One training."""
 
     kind: str
-    at: tuple[int, ...]
+    at: tuple[Layers, ...]
     """Exits, ascending, below L."""
-    tokens: int
+    tokens: Count
     """To read, those held out included."""
-    seed: int
-    units: int
+    seed: Whole
+    units: Whole
     """Of a block, 0 for other kinds."""
-    batch: int = TRAINING_ROWS
+    batch: Count = TRAINING_ROWS
     """Positions a step."""
-    rate: float = RATE
+    rate: Positive = RATE
     """The largest learning rate."""
-    context: int | None = None
-    leave: float = 0.0
+    context: Count | None = None
+    leave: Proportion = 0.0
     """Share of the tokens that leave while K,V maps are trained, 0 for other kinds."""
     regularisation: Regularisation | None = None
     """Of the kind "regularised", None for others."""
-    rank: int = 0
+    rank: Whole = 0
     """Of the lenses, 0 where they are whole."""
     shared: bool = False
     """Whether all exits use one network."""

@@ -37,18 +37,18 @@ class Evaluation:
     trained model's own full depth, and leaving is at floors of reference_agreement.
     """
 
-    loss: float
+    loss: Number
     """Mean KL(p_L || p_exit), nats."""
     agreement: Proportion
     """Share of tokens whose best token is the full model's."""
-    leaving: tuple[float, ...]
+    leaving: tuple[Proportion, ...]
     """Share of all tokens that could leave there at each of FLOORS, the surest first, by the exit's own
     largest probability."""
-    reference_agreement: float | None = None
+    reference_agreement: Proportion | None = None
     """Share of tokens whose best token is the original full model's; None where no model was trained."""
-    nll: float | None = None
+    nll: NotNegative | None = None
     """Of the text's own tokens, nats; None elsewhere."""
-    bits_per_byte: float | None = None
+    bits_per_byte: NotNegative | None = None
     """The same of its bytes; None elsewhere."""
 
 
@@ -116,7 +116,7 @@ class ReadRows:
     held_out: Whole
     """Held-out rows in figures."""
     states_bytes: Whole
-    allowed: int | None = None
+    allowed: Whole | None = None
     """Tokens that might be read, fewer than asked for where the minutes allowed no more; None if any."""
 
     @classmethod
@@ -141,7 +141,7 @@ class Left:
     """From where training started: the ridge lens."""
     trained: tuple[Evaluation, ...]
     """As trained."""
-    floors: tuple[float, ...] = FLOORS
+    floors: tuple[Proportion, ...] = FLOORS
     """Of the `leaving` of evaluations."""
     logit_lens: tuple[Evaluation, ...] = ()
     """Read without heads."""

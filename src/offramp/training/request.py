@@ -101,11 +101,11 @@ AUTO: Literal["auto"] = "auto"
 class Effort:
     """How far exits are trained."""
 
-    steps: int | None = None
+    steps: Count | None = None
     """None where minutes are counted."""
-    minutes: float | None = None
+    minutes: Minutes | None = None
     """Of all of it, which become tokens and steps by pilots."""
-    loss_vocabulary: int = LOSS_VOCABULARY
+    loss_vocabulary: Whole = LOSS_VOCABULARY
     """Tokens that the loss looks at, 0 for all."""
     precision: Precision | Literal["auto"] = AUTO
     """Of the products with the output head, "auto" for the usual of the device."""

@@ -35,7 +35,7 @@ class States:
 
     key: str
     """Of all that decides what they are."""
-    layers: tuple[int, ...]
+    layers: tuple[Whole, ...]
     dtype: str
     """Of the numbers."""
     seconds: NotNegative

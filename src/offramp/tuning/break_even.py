@@ -9,7 +9,7 @@ import numpy as np
 
 from offramp.costs.probes import FULL_HEAD
 from offramp.costs.token import TokenCosts
-from offramp.kit.numbers import Positive
+from offramp.kit.numbers import Number, Positive
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
@@ -45,10 +45,10 @@ class BreakEven:
 
     policy: str
     lever: str
-    now: float
-    needed: float | None
-    factor: float | None
-    target: float
+    now: Number
+    needed: Number | None
+    factor: Positive | None
+    target: Number
     sentence: str
 
 

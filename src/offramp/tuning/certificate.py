@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.kit.numbers import Count, Share, Whole
+from offramp.kit.numbers import Count, Number, Share, Whole
 from offramp.policies.decisions import replay_decisions, task_of
 from offramp.policies.figures import PositiveOf, ShareOf
 from offramp.policies.policy import ExitPolicy
@@ -39,7 +39,7 @@ class Certificate:
     risk_bound: ShareOf[float] | None
     """What the mean loss of all such documents does not exceed, but for a chance of delta, although these
     documents chose the policy: the allowed risk; None without such a bound."""
-    best_floor: float
+    best_floor: Number
     """That so many documents without one loss could certify at best."""
     documents_needed: Whole
     """Without one loss, for the floor that was asked for."""

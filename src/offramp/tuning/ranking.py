@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from offramp.costs.machine import Machine
 from offramp.defaults import FLOORS, SEED, WORTH
-from offramp.kit.numbers import Count
+from offramp.kit.numbers import Count, NotNegative, Number
 from offramp.policies.cost_breakdown import saved_error
 from offramp.policies.figures import PLAIN_DECODING, shared_fields
 from offramp.policies.policy import ExitPolicy
@@ -33,10 +33,10 @@ class RankedPolicy(HeldOut):
 
     family: str
     """ "max_prob, all exits", "restricted_margin, 3 exits", "patience", ..."""
-    floor: float
-    probe_seconds: float
+    floor: Number
+    probe_seconds: NotNegative
     """Of a token, for its probes."""
-    parts: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, Number] = field(default_factory=dict)
     """Seconds of one token by part (the names of `offramp.policies.cost_breakdown.PARTS`), whose sum is
     seconds_per_token; empty where not kept."""
     chosen: bool = False
@@ -71,7 +71,7 @@ class MachineAnswer(HeldOut):
     source: str
     """Where the machine's numbers come from."""
     batch: Count
-    floor: float
+    floor: Number
     decision: Decision
     without: str = "never"
     """As a verdict's."""

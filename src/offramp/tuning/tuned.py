@@ -13,7 +13,7 @@ import numpy as np
 from offramp.errors import InputError, refused_as, shortened
 from offramp.files import write_sealed_json
 from offramp.heads.file import heads_path
-from offramp.kit.numbers import Count, Whole
+from offramp.kit.numbers import Count, Number, Whole
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.kit.typed import to_json as record_json
 from offramp.policies.binding import TunedOn
@@ -49,7 +49,7 @@ class FrontPoint:
     policy: ExitPolicy
     risk: ShareOf[float]
     """Mean loss over documents."""
-    quality: float
+    quality: Number
     """The same in the floor's own unit."""
     seconds_per_token: PositiveOf[float]
     """Predicted on the machine, as the speedup."""
@@ -64,11 +64,11 @@ class Shift:
     exit: Count
     fact: str | None
     """The first measured one that the policy reads there."""
-    quantiles: tuple[float, ...]
+    quantiles: tuple[Number, ...]
     """Of that fact, at `QUANTILES`."""
     agreement: ShareOf[float]
     """Share of tokens on which this exit agrees with the full model."""
-    calibration: float | None
+    calibration: Number | None
     """Mean of max_prob less that share."""
 
 
@@ -92,7 +92,7 @@ class Grounds:
     documents, as rerun or in replay; None without any."""
     without: PositiveOf[float]
     """Cost of the best decoder without exits that keeps the floor as rerun, over plain cost: 1 for plain."""
-    worth: float | None
+    worth: Number | None
     """The gain that candidates had to reach, None where the fastest was looked for."""
     at_hand: Whole
     """Documents to certify on, whether or not so many were allowed."""

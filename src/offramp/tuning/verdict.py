@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from offramp.defaults import BYTES, LOCAL, MAIN_FLOOR
-from offramp.kit.numbers import NotNegative, Whole
+from offramp.kit.numbers import NotNegative, Number, Whole
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved, PositiveOf, ShareOf
 from offramp.policies.policy import ExitPolicy
@@ -41,10 +41,10 @@ def decision_of(outcome: Outcome) -> Decision:
 class Speed:
     """Seconds of the fastest plain decoder over a policy's."""
 
-    value: float
-    low: float | None
+    value: Number
+    low: Number | None
     """With `high` its interval, None where there is none."""
-    high: float | None
+    high: Number | None
     how: Literal["measured", "predicted"]
     """By a stopwatch, or from exits and prices."""
     machine: str
@@ -88,8 +88,8 @@ class Verdict(KeptAndSaved):
     READ_OFF: ClassVar[tuple[str, ...]] = ("certified", "decision")
     IF_ANY: ClassVar[tuple[str, ...]] = ("request", "decoding", "text_quality")
 
-    floor: float
-    worth: float
+    floor: Number
+    worth: Number
     """The gain in speed from which on it counts as paying."""
     outcome: Outcome
     reason: str

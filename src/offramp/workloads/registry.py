@@ -212,10 +212,13 @@ def _sources() -> Known[WorkloadSource]:
 
 
 def _load(point: EntryPoint) -> WorkloadSource:
-    wanted = "a WorkloadSource"
-    source: WorkloadSource = load_plug_in(
-        point, lambda found: isinstance(found, WorkloadSource), "workload", wanted, WorkloadError
-    )
+    def fits(found: object) -> bool:
+        if not isinstance(found, WorkloadSource):
+            return False
+        return all(isinstance(text, str) for text in (found.name, found.description, found.licence))
+
+    wanted = "a WorkloadSource whose name, description and licence are texts"
+    source: WorkloadSource = load_plug_in(point, fits, "workload", wanted, WorkloadError)
     if source.name != point.name or source.name in (CONTINUED, GIVEN):
         what = f"the workload of the entry point {point.name!r} calls itself {source.name!r}"
         raise refused(point, what, WorkloadError)

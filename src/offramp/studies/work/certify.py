@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.defaults import WORTH
 from offramp.errors import DamagedFileError, DiskFullError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.typed import to_json
 from offramp.studies.work.inputs import TextWork, heads_of, profile_of, require_this_machine, trace_of
 from offramp.studies.work.league import why_not_halved
@@ -37,11 +38,11 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
 
     heads: Needed | None = None
     """That the trace is read through."""
-    worth: float = WORTH
-    documents: int | None = None
-    candidates: int
-    new_tokens: int
-    seconds: float
+    worth: NotNegative = WORTH
+    documents: Whole | None = None
+    candidates: Whole
+    new_tokens: Whole
+    seconds: NotNegative
     counted_by: str | None = None
     """Version of the package that counts wrong words, where speech is written down; None without it."""
 

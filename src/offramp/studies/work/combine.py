@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from offramp.kit.numbers import Whole
 from offramp.studies.work.inputs import TurnsWork
 from offramp.studies.work.work import WorkContext
 from offramp.timing.results import CombineResult
@@ -30,7 +31,7 @@ class CombineWork(TurnsWork[CombinedAccelerations]):
     accelerations: tuple[str, ...]
     policy: str | None = None
     """By which tokens leave."""
-    new_tokens: int
+    new_tokens: Whole
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """Every set of transforms is a model, on which ways to decode take turns."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from offramp.defaults import FEWEST_PROMPTS, LOCAL
 from offramp.errors import OfframpError
 from offramp.kit.given import given_of
+from offramp.kit.numbers import NotNegative, Number, Whole
 from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
 from offramp.policies.policy import ExitPolicy
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, require_this_machine, trace_of
@@ -55,9 +56,9 @@ class DecodingChoice:
     """Its strategy for K and V, "" for whichever the model's family allows."""
     why: str
     """How it came to be chosen, in words."""
-    floor: float
+    floor: Number
     """That it was chosen for."""
-    predicted: float | None = None
+    predicted: Number | None = None
     """Its net speedup, None where the ranking does not have it."""
 
 
@@ -211,7 +212,7 @@ class DecodedChoice(DecodingChoice):
     """Its name in the measurement."""
     forecast: Forecast | None = None
     free_running: FreeRunning | None = None
-    characters_per_token: float | None = None
+    characters_per_token: NotNegative | None = None
     """Of its answers, special tokens included, None without any."""
     answer: str | None = None
     """The text of its answer to `DecodedPolicies.prompt`, None if that was not kept."""
@@ -236,7 +237,7 @@ class DecodedPolicies:
 
     bench: BenchResult
     chosen: tuple[DecodedChoice, ...] = ()
-    characters_per_token: float | None = None
+    characters_per_token: NotNegative | None = None
     prompt: str | None = None
     plain_answer: str | None = None
     verdicts: tuple[Verdict, ...] = ()
@@ -281,9 +282,9 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
     """Timings of this machine to predict with, None where verdicts are of another one."""
     heads: Needed | None = None
     """That the trace is read through."""
-    best: int
-    floor: float
-    new_tokens: int | str
+    best: Whole
+    floor: Number
+    new_tokens: Whole | str
     beside: tuple[str, ...] = ()
 
     def cost(self, sizes: Sizes) -> TaskCost:

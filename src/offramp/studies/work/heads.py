@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.defaults import SEED
+from offramp.kit.numbers import Layers, NotNegative, Whole
 from offramp.studies.task import study_file
 from offramp.studies.work.inputs import HEADS, ModelWork, TextUsed
 from offramp.studies.work.work import Result, WorkContext, require_same
@@ -30,17 +31,17 @@ class Training:
     """
 
     kind: str
-    exits: tuple[int, ...]
-    tokens: int
+    exits: tuple[Layers, ...]
+    tokens: Whole
     """That the last training read."""
-    steps: int
+    steps: Whole
     """That it took."""
-    seconds: float
+    seconds: NotNegative
     """Of all of it: states, steps with their evaluations, what was fitted afterwards, and the trainings that
     it began from."""
-    seconds_before: float = 0.0
-    tokens_before: int = 0
-    rows: int | None = None
+    seconds_before: NotNegative = 0.0
+    tokens_before: Whole = 0
+    rows: Whole | None = None
     """Positions that a study's training looked at in all its steps, None where exits were there."""
 
 
@@ -52,9 +53,9 @@ class TextsWork(ModelWork[Result]):
     """Work that reads some workloads with a model."""
 
     workloads: tuple[TextUsed, ...] = ()
-    tokens: int
+    tokens: Whole
     """Of all of them together."""
-    seed: int = SEED
+    seed: Whole = SEED
 
     def load_workloads(self) -> list[Workload]:
         """The workloads. Raises as `TextUsed.load`."""
@@ -75,7 +76,7 @@ class HeadsWork(TextsWork[None]):
 
     kind = "heads"
 
-    exits: str | tuple[int, ...] = "all"
+    exits: str | tuple[Whole, ...] = "all"
     lens: bool = True
     classifiers: tuple[str, ...] = ()
     file: str | None = None

@@ -11,6 +11,7 @@ from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.machine_registry import find_machine, machine_facts
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.defaults import BYTES, SEED
+from offramp.kit.numbers import NotNegative, Whole
 from offramp.models.devices import CPU
 from offramp.models.process import use_threads
 from offramp.models.transforms.prune import Prune
@@ -152,12 +153,12 @@ class TurnsWork(TextWork[Result], TimedWork[Result]):
 
     exclusive = True
 
-    prompts: int
-    rounds: int
-    seconds: float
+    prompts: Whole
+    rounds: Whole
+    seconds: NotNegative
     tried: tuple[str, ...] = ()
     """Transforms of further models, that take turns too."""
-    seed: int = SEED
+    seed: Whole = SEED
 
     @property
     def transforms(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from offramp.costs.machine import Machine
 from offramp.costs.machine_registry import find_machine
 from offramp.defaults import BYTES, FLOORS, MAIN_FLOOR, SEED, WORTH
+from offramp.kit.numbers import NotNegative, Number, Whole
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.work import WorkContext
 from offramp.tracing.trace import Trace
@@ -34,7 +35,7 @@ class Ranking:
 
     machine: str
     machine_source: str
-    floors: tuple[float, ...]
+    floors: tuple[Number, ...]
     entries: tuple[RankedPolicy, ...]
     verdicts: tuple[Verdict, ...]
     why_empty: str | None
@@ -51,11 +52,11 @@ class LeagueWork(PricedWork[Ranking]):
 
     kind = "league"
 
-    floors: tuple[float, ...] = FLOORS
-    worth: float = WORTH
+    floors: tuple[Number, ...] = FLOORS
+    worth: NotNegative = WORTH
     details: bool = False
     """Whether for other machines too, and what would have to change."""
-    seed: int = SEED
+    seed: Whole = SEED
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It reads its trace once for each floor."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from offramp.defaults import SEED, WORTH
+from offramp.kit.numbers import NotNegative, Whole
 from offramp.serving.request import OF_A_LOAD, RATES_TRIED, Load
 from offramp.serving.results import LoadResult
 from offramp.studies.study_tables import TUNED
@@ -38,8 +39,8 @@ class LoadWork(PricedWork[LoadResult], AnsweredWork[LoadResult]):
     """Texts, or "tuned" for the tuner's answers."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Those of `offramp load`, where they are given."""
-    worth: float = WORTH
-    seed: int = SEED
+    worth: NotNegative = WORTH
+    seed: Whole = SEED
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It serves requests of every contender at every rate."""

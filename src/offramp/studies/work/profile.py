@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from offramp.costs.machine_registry import RECIPE, load_local_profile
 from offramp.errors import InputError
+from offramp.kit.numbers import NotNegative
 from offramp.models.devices import CPU
 from offramp.studies.work.inputs import PROFILE, PROFILE_FILE, TimedWork
 from offramp.studies.work.work import WorkContext
@@ -30,7 +31,7 @@ class ProfileWork(TimedWork[None]):
     kind = "profile"
     exclusive = True
 
-    seconds: float
+    seconds: NotNegative
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It measures for so long."""

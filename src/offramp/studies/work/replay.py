@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.defaults import SEED
 from offramp.errors import PolicyError
-from offramp.kit.numbers import Count
+from offramp.kit.numbers import Count, Whole
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import ReplayFigures, ReplayIntervals, replay, replay_intervals
 from offramp.studies.work.inputs import PricedWork, trace_of
@@ -40,8 +40,8 @@ class ReplayWork(PricedWork[Replayed]):
 
     policy: str
     kv: str = "propagate"
-    batch: int = 1
-    seed: int = SEED
+    batch: Whole = 1
+    seed: Whole = SEED
 
     @classmethod
     def unlike(cls, result: Replayed, task: Task) -> str | None:

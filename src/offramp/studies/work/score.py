@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offramp.defaults import DRAWS, SEED
-from offramp.kit.numbers import Count, NotNegative
+from offramp.kit.numbers import Count, NotNegative, Whole
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.documents import NOTHING, TextSize, bits_per_byte
 from offramp.studies.work.inputs import TraceReader, trace_of
@@ -49,8 +49,8 @@ class ScoreWork(TraceReader[ScoredTrace]):
 
     raw: Needed | None = None
     """The same read by the model's own head, None if this one is."""
-    draws: int = DRAWS
-    seed: int = SEED
+    draws: Whole = DRAWS
+    seed: Whole = SEED
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It reads its trace."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
 from offramp.errors import InputError, shortened
-from offramp.kit.numbers import Count
+from offramp.kit.numbers import Count, Layers, Whole
 from offramp.scoring.components import first_match, saturation
 from offramp.scoring.documents import NOTHING, TextSize, text_sizes
 from offramp.studies.task import TRACE, study_file
@@ -47,8 +47,8 @@ class PassageToken:
     """The token as text."""
     full_prediction: str
     """What the full model says there (the same in generation mode)."""
-    first_match_exit: int
-    saturation_exit: int
+    first_match_exit: Whole
+    saturation_exit: Whole
     predictions: tuple[str, ...]
     max_prob: tuple[Annotated[float, Ge(-ROUNDING), Le(1 + ROUNDING)], ...]
     agrees: tuple[bool, ...]
@@ -60,7 +60,7 @@ class Passage:
 
     document: str
     """Its id."""
-    exits: tuple[int, ...]
+    exits: tuple[Layers, ...]
     """The traced layers."""
     lead: str
     """The input before the first token, as text."""
@@ -178,7 +178,7 @@ class TracedModel:
 
     name: str
     """As shown, transforms included."""
-    layers: int
+    layers: Layers
     facts: Mapping[str, Any]
     """Fingerprints, licence, dtype and the like, as JSON values."""
 
@@ -204,10 +204,10 @@ class TraceWork(Sampling, TextWork[TracedModel]):
 
     heads: Needed | None = None
     """That it is read through, None for the logit lens."""
-    exits: str | tuple[int, ...] = "all"
+    exits: str | tuple[Whole, ...] = "all"
     stream: bool = False
     """Whether the model's layers stay on disk."""
-    memory: int | None = None
+    memory: Whole | None = None
     """Bytes of weights that may be in memory then."""
 
     def cost(self, sizes: Sizes) -> TaskCost:

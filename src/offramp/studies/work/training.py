@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from offramp.defaults import SHORTLIST, TRAINING_MINUTES, TRAINING_ROWS
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import remove
+from offramp.kit.numbers import Whole
 from offramp.studies.work.heads import RESULT_BYTES, TRAINING, TRAINING_COST, TextsWork, cost_of
 from offramp.studies.work.inputs import EXITS
 from offramp.studies.work.work import WorkContext
@@ -44,9 +45,9 @@ class TrainingWork(Effort, TextsWork[None]):
 
     exit_kind: str
     """As of `kind` of `offramp.train_exits`; so is the rest."""
-    at: str | tuple[int, ...]
-    units: int | None = None
-    short_list: int = SHORTLIST
+    at: str | tuple[Whole, ...]
+    units: Whole | None = None
+    short_list: Whole = SHORTLIST
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """The text through all layers, the steps, then classifiers and K,V maps on it.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from offramp.defaults import DELTA, FLOORS, SEED
+from offramp.kit.numbers import Number, Proportion, Whole
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.league import LeagueWork
 from offramp.studies.work.work import Needed, Result, Work, WorkContext
@@ -40,9 +41,9 @@ class TuningWork(PricedWork[TunedAnswers]):
 
     league: Needed
     """Whose verdicts by replay the answers settle."""
-    floors: tuple[float, ...] = FLOORS
-    delta: float = DELTA
-    seed: int = SEED
+    floors: tuple[Number, ...] = FLOORS
+    delta: Proportion = DELTA
+    seed: Whole = SEED
 
     def by_replay(self, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
         """The answers that the trace alone allows. Raises what `offramp.tune` raises."""

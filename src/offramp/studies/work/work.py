@@ -33,6 +33,7 @@ from typing import (
 from offramp.errors import OfframpError
 from offramp.files import write_json_atomically
 from offramp.kit.code import OWN, code_of, code_of_module, imports_of, reached_from
+from offramp.kit.numbers import Whole
 from offramp.kit.typed import InvalidRecordError, finite_json, from_json, read_record, to_json
 from offramp.plug_ins import Known, load_plug_in, refused
 from offramp.studies.task import FILE, RESULT, Task, TaskCost
@@ -137,7 +138,7 @@ class Work(ABC, Generic[Result]):
     kind: ClassVar[str]
     exclusive: ClassVar[bool] = False
 
-    threads: int = 1
+    threads: Whole = 1
     """Of torch and numpy."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Where its inputs lie on this machine, by role: of no consequence for the result, since the recipe has
