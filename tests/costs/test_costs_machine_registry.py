@@ -506,5 +506,5 @@ def test_every_key_unit_and_probe_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
 def test_what_no_file_can_be_called_is_no_machine(name: str) -> None:
-    with pytest.raises(InputError, match="unknown|no machine|there is no"):
+    with pytest.raises(InputError, match="hardware"):
         find_machine(name)

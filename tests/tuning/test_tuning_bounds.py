@@ -15,7 +15,6 @@ from offramp.tuning.bounds import (
     METHODS,
     Losses,
     best_certifiable,
-    capital_against,
     crc_p_values,
     documents_for,
     documents_needed,
@@ -23,6 +22,7 @@ from offramp.tuning.bounds import (
     hb_p_values,
     naive_p_values,
     refuted,
+    refuting_capital,
     sequential_capital,
     settle,
     two_sided_limits,
@@ -198,25 +198,46 @@ def test_what_cannot_be_reached_any_more_is_given_up() -> None:
     lossless[0] = 1.0  # leaves a hundredth of the capital
     assert settle(lossless, 0.05, 0.1, 50) == ("out of reach", 1)
     assert settle(np.zeros(1), 0.05, 0.1, 45) == ("out of reach", 1)
-    assert settle(np.full(10, 0.3), 0.05, 0.1, 400) == ("too much lost", 3)
+    assert settle(np.full(10, 0.3), 0.05, 0.1, 400) == ("too much lost", 4)
     assert settle(np.full(30, 0.04), 0.05, 0.1, 30) == ("out of reach", 1)
     assert settle(np.full(399, 0.049), 0.05, 0.1, 400) is not None
     assert settle(np.zeros(0), 0.05, 0.1, 50) is None
 
 
 def test_what_loses_nothing_at_first_may_still_be_refuted_and_is_as_rarely_wrong_as_promised() -> None:
-    """A quick bettor has nothing left after ten documents that lose nothing; a cautious one has."""
     late = np.concatenate([np.zeros(10), np.tile([0.3, 0.1], 45)])
-    assert capital_against(late, 0.05, 0.1, 100).max() < 0.0
     assert refuted(late, 0.05, 0.1, 100)
     assert not refuted(late[:12], 0.05, 0.1, 100)
     assert refuted(np.full(4, 0.6), 0.05, 0.1, 400)
     assert not refuted(np.zeros(0), 0.05, 0.1, 100)
+    # A few documents that lose much, at a floor whose certificate would take a thousand documents.
+    few = np.tile([0.0] * 6 + [0.45], 12)
+    assert refuted(few[:50], 0.01, 0.1 / 6, 1632)
     # Exactly the risk: to refute it is an error.
     rng, draws = np.random.default_rng(3), 400
     for world in WORLDS.values():
         wrong = sum(refuted(world(rng, 0.1), 0.1, 0.1, 200) for _ in range(draws))
         assert wrong / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)
+
+
+@settings(max_examples=60, deadline=None)
+@given(losses=DOCUMENTS, risk=st.floats(0.01, 0.9), sized=st.integers(1, 400))
+def test_the_refuting_capital_is_what_its_definition_says(losses: Losses, risk: float, sized: int) -> None:
+    def grown(bets: list[float]) -> float:
+        limit = 0.99 / risk
+        return math.prod(1.0 + min(b, limit) * (loss - risk) for b, loss in zip(bets, losses, strict=True))
+
+    def bet(place: int, prior: float, delta: float) -> float:
+        squares = [(x - losses[: i + 1].mean()) ** 2 for i, x in enumerate(losses[:place])]
+        variance = (prior + sum(squares)) / (place + (prior > 0 or not place))
+        return math.sqrt(2 * math.log(1 / delta) / (sized * variance)) if variance else math.inf
+
+    places = range(len(losses))
+    fixed = sum(grown([0.99 / risk / 2**k] * len(losses)) for k in range(8)) / 8
+    quick, cautious = ([bet(place, *how) for place in places] for how in ((0.0, 0.01), (0.25, 0.1)))
+    mean = (fixed + grown(quick) + grown(cautious)) / 3
+    found = refuting_capital(losses, risk, 0.1, sized)[-1]
+    assert found == pytest.approx(math.log(mean), rel=1e-6, abs=1e-6)
 
 
 def test_a_test_that_goes_on_beyond_the_documents_its_bets_were_sized_for_stays_valid() -> None:

@@ -253,31 +253,32 @@ def sequential_capital(losses: Losses, risk: float, delta: float, planned: int) 
     return np.asarray(log_capital(column, bets(column, delta, planned), risk)[:, 0])
 
 
-def capital_against(losses: Losses, risk: float, delta: float, sized: int) -> Capital:
-    """ln K_t against "the mean loss is at most `risk`" after each document: losses [documents] -> same.
-
-    The same process on what is kept, its bets of the size that giving up takes.
-    """
-    return sequential_capital(1.0 - losses, 1.0 - risk, GIVING_UP * delta, sized)
-
-
 PRIOR_VARIANCE = 0.25
 """Of a loss, before any document: the largest there is, counted as one document (arXiv 2010.09686)."""
 
+FIXED_BETS = BET_LIMIT * 0.5 ** np.arange(8)
+"""Shares of the largest bet that parts of the refuting capital make on every document."""
+
 
 def refuting_capital(losses: Losses, risk: float, delta: float, sized: int) -> Capital:
-    """The same of two halves of the capital that bet apart: losses [documents] -> ln of their sum.
+    """ln K_t against "the mean loss is at most `risk`" after each document: losses [documents] -> same.
 
-    One as `capital_against`, which is quick where every document loses much, and has nothing left after a few
-    that lose nothing; the other bets little until it has seen how losses vary.
+    The mean of three capitals that bet apart, which is as valid as each of them. 1. `FIXED_BETS`, in equal
+    parts (the grid of bets of arXiv 2010.09686): whatever is lost, one of them is near the best bet, and no
+    number of documents is assumed. 2. The bets of the certifying capital at GIVING_UP: quick where every
+    document loses much. 3. The same, but little until it has seen how losses vary: not used up by a few
+    documents that lose nothing.
     """
     kept = 1.0 - losses[:, None]
     seen = np.arange(1, len(losses) + 1, dtype=np.float64)[:, None]
     squares = np.cumsum((kept - np.cumsum(kept, axis=0) / seen) ** 2, axis=0)
     variance = (PRIOR_VARIANCE + np.concatenate([np.zeros((1, 1)), squares])[: len(losses)]) / seen
     cautious = np.sqrt(2.0 * math.log(1.0 / delta) / (sized * variance))
-    halves = capital_against(losses, risk, delta, sized), log_capital(kept, cautious, 1.0 - risk)[:, 0]
-    return np.asarray(np.logaddexp(*halves) - math.log(2.0))
+    fixed = np.broadcast_to(FIXED_BETS / max(risk, SMALLEST), (len(losses), len(FIXED_BETS)))
+    grid = log_capital(kept, fixed, 1.0 - risk) - math.log(len(FIXED_BETS))
+    others = np.hstack([bets(kept, GIVING_UP * delta, sized), cautious])
+    capitals = np.hstack([grid, log_capital(kept, others, 1.0 - risk)])
+    return np.asarray(np.logaddexp.reduce(capitals, axis=1) - math.log(3.0))
 
 
 def refuted(losses: Losses, risk: float, delta: float, sized: int) -> bool:
@@ -317,9 +318,9 @@ def settle(
     seen = np.arange(1, len(losses) + 1)
     capital = sequential_capital(losses, risk, delta, sized)
     mean = np.cumsum(losses) / seen
-    against = capital_against(losses, risk, delta, sized)
+    against = refuting_capital(losses, risk, delta, sized)
     best, over = capital + (planned - seen) * largest_growth(risk), mean > risk
-    below = np.maximum.accumulate(refuting_capital(losses, risk, delta, sized)) >= wanted
+    below = np.maximum.accumulate(against) >= wanted
     ends: dict[Outcome, NDArray[np.bool_]] = {
         "certified": (capital >= wanted) & ~over,
         "out of reach": (best < wanted) & (seen >= patience) & ~(over & refutes),
