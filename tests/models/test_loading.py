@@ -408,6 +408,24 @@ def test_unsafe_or_damaged_checkpoints_are_refused_before_a_weight_is_loaded(
         load_model(str(llama_folder))
 
 
+def test_weights_that_are_torn_after_they_were_checked_are_refused(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a second download into the folder."""
+    import transformers
+
+    real, file = transformers.AutoModelForCausalLM.from_pretrained, llama_folder / SINGLE_FILE
+
+    def torn(*arguments: object, **keywords: object) -> object:
+        file.write_bytes(file.read_bytes()[:1000])
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", torn)
+    with pytest.raises(ModelError) as refused:
+        load_model(str(llama_folder))
+    assert refused.value.where == str(file)
+
+
 def test_remote_code_does_not_run(llama_folder: Path, tmp_path: Path) -> None:
     edit_json(llama_folder / "config.json", auto_map={"AutoConfig": "evil.Evil"}, model_type="evil")
     (llama_folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")

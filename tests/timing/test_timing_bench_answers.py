@@ -10,11 +10,12 @@ import pytest
 from benchmark_modules import benchmark
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from offramp.defaults import FEWEST_PROMPTS
 from offramp.report.timing import contender_answer
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import LEVEL, Estimate
 from offramp.studies.comparison.study_reading import answer_text
 from offramp.timing.decoder import DecodedBatch
 from offramp.timing.ratios import (
@@ -26,6 +27,7 @@ from offramp.timing.ratios import (
     product_of,
     ratio_of,
     ratio_over,
+    student_reach,
 )
 from offramp.timing.results import Cluster, Contender
 from offramp.timing.stopping import (
@@ -280,6 +282,45 @@ def test_on_a_busy_machine_the_interval_holds_the_truth_and_is_far_narrower_than
     assert held / runs >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
     priced, alone = np.median(widths, axis=0)
     assert priced < 0.7 * alone
+
+
+def test_prices_of_documents_that_were_not_timed_by_hand() -> None:
+    """The mean price is theirs, the timed prompts correct it, and the interval has both parts."""
+    prices = [0.5, 1.0, 1.0, 1.0]
+    timed = [
+        Cluster(0, place, math.log(1.0 / (x * late)), 8, math.log(1.0 / x))
+        for place, (x, late) in enumerate([(1.0, 1.1), (1.0, 1.3), (0.5, 1.2)])
+    ]
+    logs = np.log([1.1, 1.3, 1.2])
+    expected = -math.log(np.mean(prices)) - logs.mean()
+    parts = [(logs.std(ddof=1), 3), (np.std(prices, ddof=1) / np.mean(prices), 4)]
+    half = math.sqrt(sum((student_reach(0.9, count - 1) * error) ** 2 / count for error, count in parts))
+    found = ratio_of(timed, 0.9, prices)
+    assert np.log([found.value, found.low, found.high]) == pytest.approx(
+        [expected, expected - half, expected + half]
+    )
+    unpriced = [replace(one, priced=None) for one in timed]
+    assert ratio_of(unpriced, 0.9, prices) == ratio_of(unpriced, 0.9)
+
+
+def test_prices_of_many_documents_hold_the_truth_where_few_prompts_meet_no_exit() -> None:
+    """One answer in five leaves early, for half of the price: most series of seven prompts miss how many."""
+    random, runs, held, widths = np.random.default_rng(9), 400, 0, []
+    for _ in range(runs):
+
+        def drawn(count: int) -> NDArray[np.float64]:
+            return np.where(random.random(count) < 0.2, 0.5, 1.02)
+
+        timed = [
+            Cluster(0, place, -math.log(x) - 0.04 * random.normal() + 0.01, 3, -math.log(x))
+            for place, x in enumerate(drawn(7))
+        ]
+        known, alone = ratio_of(timed, LEVEL, drawn(80)), ratio_of(timed)
+        held += _within(known, math.exp(0.01) / (0.2 * 0.5 + 0.8 * 1.02))
+        widths.append([resolution_of(known), resolution_of(alone)])
+    assert held / runs >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
+    known, alone = np.median(widths, axis=0)
+    assert known < 0.6 * alone
 
 
 def test_a_visit_that_says_nothing_of_its_noise_counts_as_a_usual_one() -> None:

@@ -27,7 +27,7 @@ from offramp.timing.results import (
 
 def full_result() -> BenchResult:
     """A result with every part that there can be."""
-    interval = Estimate(1.0, 0.9, 1.1)
+    interval = Estimate(0.95, 0.9, 1.0)
     forecast = Forecast(
         "static:exit=2", "propagate", "float32", "prose", 0.1, 0.2, interval, 0.3, 0.4, 0.5, None, 0.5,
         parts=(PartError("layers", 0.1, 0.2), PartError("probes", 0.0, 0.0)),

@@ -25,7 +25,7 @@ from offramp.errors import InputError
 from offramp.kit.typed import from_json, to_json
 from offramp.models.shape import EncoderShape
 from offramp.policies.charge import Charge, Units, prices_for, run_of
-from offramp.policies.decisions import replay_decisions
+from offramp.policies.decisions import Decisions, probed_facts, replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
@@ -109,6 +109,10 @@ class Scripted:
         rng = np.random.default_rng(len(str(policy)))
         mean = self.executed(policy, kv)
         return (rng.binomial(16, mean, 1000) / 16)[first:last]
+
+    def exits(self, policy: ExitPolicy, kv: str, documents: int) -> list[tuple[int, ...]]:
+        exit, layers = min(policy.leaves_at(self.trace.layers), default=1), self.trace.layers
+        return [(layers, *([exit] * (1 + place % 2)), layers) for place in range(documents)]
 
     def fresh_losses(self, policy: ExitPolicy, kv: str, seen: int, most: int) -> Losses:
         self.fresh.append((seen, most))
@@ -619,6 +623,27 @@ def test_the_candidates_at_a_floor_by_hand(
     proposed = proposals.at(0.1, worth, conceivable=conceivable)
     assert [1.0 / one.relative_cost for one in proposed.candidates] == pytest.approx(speeds)
     assert (proposed.reach, proposed.without) == (pytest.approx(2.0), 1.0)
+
+
+def test_what_was_decoded_for_a_verdict_is_priced_by_where_its_tokens_left(trace: Trace) -> None:
+    executor = Scripted(trace, lossless)
+    answers = together(executor, worth=0.02)
+    priced = [one for answer in answers.values() for one in answer.candidates if one.prices]
+    assert priced
+    for one in priced:
+        assert len(one.prices) == one.documents
+        # Of every second answer one token of two left early, of the others two of three.
+        exit, layers = min(one.policy.leaves_at(trace.layers)), trace.layers
+        run = run_of(
+            trace.at_rows(np.zeros(3, dtype=np.int64)),
+            one.policy,
+            Decisions(np.array([exit, exit, layers]), probed_facts(one.policy, layers)),
+        )
+        paid = Charge.of(run, one.kv).breakdown(prices_for(trace, find_machine("h100"), one.kv))
+        expected = paid.per_token / paid.plain_per_token
+        assert one.prices[1::2] == (pytest.approx(expected, rel=1e-3),) * (len(one.prices) // 2)
+        assert one.prices[0] > one.prices[1]
+    assert not any(one.prices for one in Scripted(trace, lossless).tuned().candidates)
 
 
 def never_priced(rows: int) -> TokenCosts:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 # What transformers raises on a checkpoint that it cannot build or fill.
 LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError),
-    *(AssertionError, ArithmeticError, IndexError),
+    *(AssertionError, ArithmeticError, IndexError, SafetensorError),
 )
 LONGEST_REASON = 300
 JSON_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", GENERATION_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -107,6 +108,29 @@ class Charge:
         """What it costs at some prices, beside the full model."""
         usage = self.unchecked if checks_free else self.usage
         return break_down(usage, self.plain, at, self.run.trace.token_count)
+
+
+def prices_of_answers(
+    trace: Trace, policy: ExitPolicy, kv: str, exits: Sequence[Sequence[int]], at: PriceAt
+) -> list[float]:
+    """What a token of each of some decoded answers takes over a token of the full model, by price.
+
+    trace: of the model, for its sizes. exits: where the tokens of each answer left; of the first the prompt's
+    run decided. Empty where a policy does not check each of its exits up to the one that a token takes, as
+    its replay on the trace tells: what it checked is then not known from where it left.
+    """
+    decided = replay_decisions(policy, trace)
+    if decided.probed is not None:
+        return []
+    found = []
+    for left in exits:
+        decoded = np.asarray(left[1:], dtype=np.int64)
+        if len(decoded):
+            one_document = trace.at_rows(np.zeros(len(decoded), dtype=np.int64))
+            run = run_of(one_document, policy, replace(decided, exits=decoded))
+            paid = Charge.of(run, kv).breakdown(at)
+            found.append(paid.per_token / paid.plain_per_token)
+    return found
 
 
 @dataclass(frozen=True)

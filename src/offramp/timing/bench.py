@@ -187,12 +187,13 @@ def run(
     judged: bool = False,
     parts_of: int = 0,
     machine: Machine | None = None,
+    prices: Mapping[str, Sequence[float]] | None = None,
 ) -> Measurement:
     """`bench` for what `settle` gave.
 
     budget: that began when the model was loaded, None for one from now on. judged, parts_of: whether
     `judge_measurement` comes after it, which is in the budget too, and what it is given. machine: timings of
-    this one, by which what ran is priced; None for its bytes.
+    this one, by which what ran is priced; None for its bytes. prices: as of `Session`.
 
     Raises InputError for a plain decoder that is not at hand.
     """
@@ -213,6 +214,7 @@ def run(
             judged=judged,
             parts_of=parts_of,
             price=pricing(setting, machine if isinstance(machine, TimingsProfile) else "bytes"),
+            prices=prices or {},
         )
         session.run((*candidates_of(setting, extent), *beside))
         fields = session.fields(further)
@@ -538,7 +540,7 @@ def _answered(contender: Contender, together: BenchResult, plain_speed: float) -
     if not contender.clusters:  # left out, or of a pilot
         ratio = contender.ratio
         return replace(contender, ratio=None if ratio is None else Estimate(ratio.value / plain_speed))
-    ratio = ratio_of(contender.clusters, contender.level)
+    ratio = ratio_of(contender.clusters, contender.level, contender.prices)
     if contender.role != A_A:
         others = [name for name in _plain_in_turns(together) if name != contender.name]
         found = over_fastest(

@@ -35,12 +35,14 @@ def cluster_of(
     return Cluster(process, prompt, math.log(others / own), len(pairs), priced, weight)
 
 
-def ratio_of(clusters: Sequence[Cluster], level: float = LEVEL) -> Estimate[float]:
+def ratio_of(
+    clusters: Sequence[Cluster], level: float = LEVEL, prices: Sequence[float] = ()
+) -> Estimate[float]:
     """How many times as fast a contender is as the decoder that its clusters are over, on all prompts.
 
     As `ratio_over`. Raises ValueError without clusters.
     """
-    found = ratio_over(clusters, as_fast(clusters), level)
+    found = ratio_over(clusters, as_fast(clusters), level, prices)
     if found is None:
         raise ValueError("a ratio needs a cluster")
     return found
@@ -85,11 +87,16 @@ def less(clusters: Sequence[Cluster], others: Sequence[Cluster]) -> tuple[Cluste
 
 
 def ratio_over(
-    clusters: Sequence[Cluster], others: Sequence[Cluster], level: float = LEVEL
+    clusters: Sequence[Cluster],
+    others: Sequence[Cluster],
+    level: float = LEVEL,
+    prices: Sequence[float] = (),
+    others_prices: Sequence[float] = (),
 ) -> Estimate[float] | None:
     """How many times as fast one contender is as another, on the prompts of both; None where they share none.
 
-    clusters, others: of each over the same decoder.
+    clusters, others: of each over the same decoder. prices, others_prices: of documents that were decoded
+    with each, but not timed: what a token takes over one of the full model, by the same price.
 
     1. A prompt's tokens take x = exp(-log-ratio) times what plain decoding takes. 2. The ratio is the other's
     mean over its own: of times, so that a prompt that takes twice as long counts twice, as for whoever waits.
@@ -99,22 +106,29 @@ def ratio_over(
     Where all that ran has a price, x is that of what ran, which no other work on the machine changes, and the
     ratio of priced means is corrected by the mean of seconds over prices (double sampling with a ratio
     estimator: Cochran 1977, 12.8). There a prompt counts as its weight says: what was timed beside other work
-    counts for less. A weight is the same whichever of both was slowed down, so that it favours none.
+    counts for less. A weight is the same whichever of both was slowed down, so that it favours none. Where
+    documents were decoded and not timed, the mean of prices is theirs, which are many more: the timed prompts
+    only correct it (the first and the second phase of that sampling), and both parts make the interval.
     """
     shared = _shared([clusters, others])
     if not shared:
         return None
-    seconds, prices = (
+    seconds, timed_prices = (
         np.array([[getattr(cluster, of) for cluster in contender] for contender in shared], dtype=np.float64)
         for of in ("log_ratio", "priced")
     )
-    is_priced = not np.isnan(prices).any()  # as numpy has None
-    own, other = np.exp(-(prices if is_priced else seconds))
-    log_ratio = math.log(other.mean() / own.mean())
-    residuals = other / other.mean() - own / own.mean()
+    is_priced = not np.isnan(timed_prices).any()  # as numpy has None
+    timed = np.exp(-(timed_prices if is_priced else seconds))
+    first = [np.array(phase if is_priced else (), dtype=np.float64) for phase in (prices, others_prices)]
+    phases = list(zip(first, timed, strict=True))
+    own, other = (float((phase if len(phase) else prompts).mean()) for phase, prompts in phases)
+    log_ratio = math.log(other / own)
+    # Where documents say the mean, the prices of the timed prompts are no part of its noise.
+    noise = [0.0 * prompts if len(phase) else prompts / prompts.mean() - 1.0 for phase, prompts in phases]
+    residuals = noise[1] - noise[0]
     if not is_priced:
         return _interval(log_ratio, residuals, shared[0], level)
-    corrections = np.diff(prices - seconds, axis=0)[0]
+    corrections = np.diff(timed_prices - seconds, axis=0)[0]
     weights = np.array([[cluster.weight for cluster in contender] for contender in shared]).min(0)
     shares = weights / weights.mean()
     correction = float(np.mean(shares * corrections))
@@ -123,7 +137,17 @@ def ratio_over(
     counting = max(count / float(np.mean(shares**2)), FEWEST_COUNTING)
     own_share = math.sqrt((1.0 - 1.0 / count) / (1.0 - 1.0 / counting))
     residuals = residuals + own_share * shares * (corrections - correction)
-    return _interval(log_ratio + correction, residuals, shared[0], level, counting)
+    beside = math.fsum(_reach_of_mean(phase, level) ** 2 for phase in first)
+    return _interval(log_ratio + correction, residuals, shared[0], level, counting, beside)
+
+
+def _reach_of_mean(sample: NDArray[np.float64], level: float) -> float:
+    """Half-width of the interval of a mean, over the mean; 0 of no sample."""
+    count = len(sample)
+    if count < 2:
+        return 0.0
+    error = float(sample.std(ddof=1) / sample.mean()) / math.sqrt(count)
+    return student_reach(level, count - 1.0) * error
 
 
 def product_of(*factors: tuple[float, Sequence[Cluster]], level: float = LEVEL) -> Estimate[float] | None:
@@ -154,8 +178,10 @@ def _interval(
     clusters: Sequence[Cluster],
     level: float,
     counting: float = math.inf,
+    beside: float = 0.0,
 ) -> Estimate[float]:
-    """A ratio with its interval; without one of one cluster. residuals: of the logarithm, by cluster.
+    """A ratio with its interval; without one of one cluster. residuals: of the logarithm, by cluster. beside:
+    the square of a half-width that comes from elsewhere.
 
     The variance is robust to what pairs of one prompt, and of one process, share: with several processes the
     sum of both one-way variances less that of the cells (Cameron, Gelbach and Miller 2011, J. Bus. Econ.
@@ -172,7 +198,7 @@ def _interval(
         cells = _variance(residuals, list(range(len(residuals))))
         variance = max(parts[0] + parts[1] - cells, *parts)
     freedom = min(float(freedom_of(clusters)), max(1.0, counting - 1.0))
-    half = student_reach(level, freedom) * math.sqrt(variance)
+    half = math.sqrt(student_reach(level, freedom) ** 2 * variance + beside)
     return Estimate(math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half))
 
 
@@ -259,6 +285,7 @@ def ratios_of(
     plain: the decoder that all clusters are over.
     """
     clusters = {other.name: other.clusters for other in contenders}
+    prices = {other.name: other.prices for other in contenders}
 
     def ratio(other: str, level: float) -> Estimate[float] | None:
         if other == contender.name:
@@ -267,7 +294,8 @@ def ratios_of(
         # The fastest plain decoder has no clusters of its own: it is what the others' are over.
         if contender.name == plain:
             own = as_fast(clusters[other])
-        return ratio_over(own, as_fast(own) if other == plain else clusters[other], level)
+        theirs = as_fast(own) if other == plain else clusters[other]
+        return ratio_over(own, theirs, level, contender.prices, prices[other])
 
     return ratio
 

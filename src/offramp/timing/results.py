@@ -149,6 +149,9 @@ class Contender:
     """Why it was not timed, None if it was."""
     full_depth: bool = False
     """Whether it runs every layer for every token, whatever else it saves."""
+    prices: tuple[Positive, ...] = ()
+    """What a token of each document that was decoded with it before takes over one of the full model, by
+    price: the ratio is that of these documents, corrected by the timed ones. None where there are none."""
     level: Proportion = LEVEL
     """Of the ratio's interval: that of the last look, so that it holds however the timing was stopped."""
 

@@ -279,7 +279,7 @@ class Session:
     decoders: that were tried out, in that order. missing: those that are left out, with their reasons.
     together: as of `Turns`. budget: that began when the model was loaded, None for one from now on. judged,
     parts_of: whether answers are judged afterwards, and on how many prompts each policy is decoded once more.
-    price: as of `Turns`.
+    price, prices: as of `Turns`.
     spent: seconds, from the budget's begin to the last block.
     """
 
@@ -296,6 +296,7 @@ class Session:
         judged: bool = False,
         parts_of: int = 0,
         price: Price = unpriced,
+        prices: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.setting, self.extent, self.limits, self.seed = setting, extent, limits, seed
         self.decoders: list[Decoder] = []
@@ -303,7 +304,7 @@ class Session:
         self.spent = 0.0
         self._together, self._progress = together, progress
         self._load, self._budget = MachineLoad(), budget or Budget(limits.seconds)
-        self._judged, self._parts_of, self._price = judged, parts_of, price
+        self._judged, self._parts_of, self._price, self._prices = judged, parts_of, price, prices or {}
         self._trials: dict[str, TriedOut] = {}
         self._said: list[str] = []
 
@@ -340,6 +341,7 @@ class Session:
             self._together,
             self.extent.races,
             self._price,
+            self._prices,
         )
         self._turns.take(
             self._budget,
@@ -518,6 +520,7 @@ class Session:
             resolution=resolution_of(ratio),
             level=series.level,
             clusters=() if name in turns.beaten else series.clusters(over),
+            prices=series.prices,
             samples=tuple(decoded.seconds_per_token for _, decoded in timed),
             first_token_seconds=median(decoded.first_seconds for _, decoded in timed),
             counted=self._counted(decoder, [decoded for _, decoded in timed]),

@@ -183,11 +183,15 @@ class PairedTimes:
     """Times of one contender beside each decoder without exits that it took turns with, by prompt.
 
     plain: names of those that decode plainly. beaten: of those that are no rivals any more, whoever adds to
-    them. level: of the last look's interval, 0.95 before any.
+    them. prices: of documents decoded with it before (see `ratio_over`). level: of the last look's interval,
+    0.95 before any.
     """
 
-    def __init__(self, plain: Collection[str], beaten: Collection[str] = ()) -> None:
+    def __init__(
+        self, plain: Collection[str], beaten: Collection[str] = (), prices: Sequence[float] = ()
+    ) -> None:
         self.level = LEVEL
+        self.prices = tuple(prices)
         self._plain, self._beaten = plain, beaten
         self._visits: dict[str, dict[int, list[SideBySide]]] = {}
 
@@ -264,4 +268,4 @@ class PairedTimes:
 
     def _ratio(self, over: str, level: float) -> Estimate[float] | None:
         clusters = self.clusters(over)
-        return ratio_of(clusters, level) if clusters else None
+        return ratio_of(clusters, level, self.prices) if clusters else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -134,6 +134,9 @@ class Turns:
     """Whether a decoder without exits takes no further part once it is shown to be slower than another one:
     it can no longer be what early exit has to be faster than."""
     price: Price = unpriced
+    prices: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """By contender: what a token of each of other documents took over one of the full model, by the same
+    price, decoded with it before."""
     beaten: dict[str, str] = field(default_factory=dict)
     """Those, each with the one that is faster."""
     visits: list[tuple[int, Visit]] = field(default_factory=list)
@@ -151,7 +154,10 @@ class Turns:
         at_depth = [decoder.name for decoder in self.decoders if decoder.full_depth]
         self._rivals = {*self._plain, *at_depth}
         self._stays = next((decoder.repeats for decoder in self.decoders if decoder.role == A_A), None)
-        self.series = {decoder.name: PairedTimes(self._plain, self.beaten) for decoder in self.decoders}
+        self.series = {
+            decoder.name: PairedTimes(self._plain, self.beaten, self.prices.get(decoder.name, ()))
+            for decoder in self.decoders
+        }
 
     def take(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.kit.numbers import Count, Number, Share, Whole
+from offramp.kit.numbers import Count, Number, Positive, Share, Whole
 from offramp.policies.decisions import replay_decisions, task_of
 from offramp.policies.figures import PositiveOf, ShareOf
 from offramp.policies.policy import ExitPolicy
@@ -94,6 +94,9 @@ class Candidate:
     """How its test ended, or why there was none."""
     draft_length: Whole | None = None
     """Of a strategy that drafts."""
+    prices: tuple[Positive, ...] = ()
+    """What a token of each of these documents takes over one of the full model, by price; none where that is
+    not known."""
 
     @property
     def lossless(self) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.policies.binding import text_caveat
-from offramp.policies.charge import Charge, Units, prices_for, run_of
+from offramp.policies.charge import Charge, Units, prices_for, prices_of_answers, run_of
 from offramp.policies.decisions import task_of
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv import PROPAGATE, STRATEGIES
@@ -255,7 +255,9 @@ class _Floor:
         certificate = _certificate(job, executor, trials, chosen, self.needed, self.planned)
         # Of a verdict one policy has one figure, whichever floor its documents were decoded for.
         known = {} if self.limits.worth is None else self.known
-        candidates = tuple(_candidates(proposed.candidates, trials, known))
+        candidates = tuple(
+            self._priced(candidate, prices) for candidate in _candidates(proposed.candidates, trials, known)
+        )
         by_itself = tuple(_candidates([trial.proposal for trial in self.alone], trials, known))
         contender = _lossless(job, executor, drafting, self.pool, by_itself)
         held = _held(job, executor, prices, None if chosen is None else chosen.proposal)
@@ -279,6 +281,16 @@ class _Floor:
             **{EXECUTED_FIELDS[job.floor.kind]: agreement},
             candidates=every,
         )
+
+    def _priced(self, candidate: Candidate, prices: PricesOf) -> Candidate:
+        """A candidate with the prices of what was decoded with it, for a verdict that asks for its speed."""
+        if not candidate.documents or self.limits.worth is None:
+            return candidate
+        policy, kv = candidate.policy, candidate.kv
+        searched = self.job.trace.subset(self.job.roles.search)
+        exits = self.executor.exits(policy, kv, candidate.documents)
+        found = prices_of_answers(searched, policy, kv, exits, prices(kv))
+        return replace(candidate, prices=tuple(found))
 
     def with_text_quality(self, tuned: Tuned, clock: Deadline) -> Tuned:
         """The answer with how good the texts are that its policy writes, or the one that was tried last."""

@@ -92,6 +92,9 @@ class Executor(Protocol):
         Of the certify documents number first .. last - 1 in the drawn order.
         """
 
+    def exits(self, policy: ExitPolicy, kv: str, documents: int) -> Sequence[Sequence[int]]:
+        """Where the tokens of each answer left, of the first certify documents, which were decoded before."""
+
     def fresh_losses(self, policy: ExitPolicy, kv: str, seen: int, most: int) -> Losses:
         """The same of at most so many documents that nothing was chosen or certified on.
 

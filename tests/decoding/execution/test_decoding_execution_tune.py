@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from execution_cases import (
+    POLICY,
     NumberTokenizer,
     agreeable,
     agreeable_llama,
@@ -26,12 +27,16 @@ from execution_cases import (
     traced,
     workload_of,
 )
+from generation_cases import generate_batch
 from map_cases import maps_for
 
 import offramp
 from offramp.decoding.execution.executor import opened_executor
+from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.openings import Opening
 from offramp.errors import InputError
+from offramp.policies.charge import prices_for, prices_of_answers
+from offramp.policies.cost_breakdown import lines_of
 from offramp.policies.grammar import parse_policy
 from offramp.tracing.tracer import trace
 from offramp.tuning.bounds import METHODS, settle
@@ -107,6 +112,34 @@ def test_the_fresh_documents_are_others_than_the_certificates(tuned: Tuned) -> N
         assert executor.store.made == made
     assert tuned.executed_agreement is not None
     assert tuned.executed_agreement.value == pytest.approx(1 - fresh.mean())
+
+
+@pytest.mark.parametrize(
+    ("policy", "kv"),
+    [
+        (POLICY, "propagate"),
+        ("static:exit=2", "recompute"),
+        ("shortlist:policy=[threshold:signal=restricted_margin,value=0.05,exits=1+2]", "propagate"),
+        (f"monotone:policy=[{POLICY}]", "monotone"),
+    ],
+)
+def test_the_price_of_a_decoded_answer_is_that_of_what_ran(policy: str, kv: str) -> None:
+    """By where its tokens left, and by the items that its decoding counted."""
+    model, found, work = traced(40, 60)
+    rule, at = parse_policy(policy), prices_for(found, None, kv)
+    with opened_executor(
+        model, found, kv=kv, heads=None, workload=work, folder=None, seed=0, **SIZES
+    ) as executor:
+        exits = executor.exits(rule, kv, 8)
+        openings = executor.openings.certify[:8]
+    assert any(exit < model.layers for left in exits for exit in left)
+    by_exits = prices_of_answers(found, rule, kv, exits, at)
+    for price, opening, left in zip(by_exits, openings, exits, strict=True):
+        prompt = prompt_batch(model, [list(opening.ids)], chat=False)
+        ran = generate_batch(model, prompt.ids, policy=rule, kv=kv, max_new_tokens=6)
+        assert ran.rows[0].exits.tolist() == list(left)
+        paid = sum(line.total for line in lines_of(ran.usage, at)) / (len(left) - 1)
+        assert price == pytest.approx(paid / at(1).plain)
 
 
 @pytest.mark.parametrize("mapped", [False, True])

@@ -142,6 +142,10 @@ class ModelExecutor:
         """Executed losses of the certify documents number first .. last - 1: float64 [last - first]."""
         return _losses(self.executions(policy, kv, self.openings.certify, first, last))
 
+    def exits(self, policy: ExitPolicy, kv: str, documents: int) -> list[tuple[int, ...]]:
+        """Where the tokens of each answer left, of the first certify documents."""
+        return [one.exits for one in self.executions(policy, kv, self.openings.certify, 0, documents)]
+
     def fresh_losses(self, policy: ExitPolicy, kv: str, seen: int, most: int) -> Losses:
         """Executed losses of report documents, and of certify documents after those that were looked at."""
         report = self.executions(policy, kv, self.openings.report, 0, most)

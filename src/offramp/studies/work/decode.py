@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from offramp.defaults import FEWEST_PROMPTS, LOCAL
 from offramp.errors import OfframpError
 from offramp.kit.given import given_of
-from offramp.kit.numbers import NotNegative, Number, Whole
+from offramp.kit.numbers import NotNegative, Number, Positive, Whole
 from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
 from offramp.policies.policy import ExitPolicy
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, require_this_machine, trace_of
@@ -60,6 +60,8 @@ class DecodingChoice:
     """That it was chosen for."""
     predicted: Number | None = None
     """Its net speedup, None where the ranking does not have it."""
+    prices: tuple[Positive, ...] = ()
+    """Of what was decoded with it, as of a `Candidate`."""
 
 
 def best_of_ranking(ranking: Ranking, *, floor: float, count: int) -> list[DecodingChoice]:
@@ -93,7 +95,9 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[DecodingChoice
         if judged is not None and judged not in choices:
             certified = answer.standing == "certified"
             why = f"certified at {floor} agreement" if certified else f"what was tried for {floor} agreement"
-            choices[judged] = _choice(*judged, why, answer.floor.value)
+            own = (one.prices for one in answer.candidates if (one.policy, one.kv) == judged)
+            choice = _choice(*judged, why, answer.floor.value)
+            choices[judged] = replace(choice, prices=max(own, key=len, default=()))
     for verdict in () if tuned else sorted(ranking.verdicts, key=lambda verdict: from_main(verdict.floor)):
         replayed = (verdict.policy, verdict.kv or CHARGED_KV)
         if verdict.policy != PLAIN_DECODING and replayed not in choices:
@@ -373,7 +377,20 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
             predicted = predict_cells(setting, unseen, machine, where_possible=True)
         extent = replace(SHORT, beside=read_beside(self.beside, model.dtype))
         limits = TimeLimits(seconds, self.rounds)
-        measured = run(setting, limits=limits, extent=extent, seed=self.seed, machine=machine)
+        prices = (
+            {}
+            if machine is None
+            else {
+                cell.name: choice.prices
+                for cell, choice in zip(options, choices, strict=True)
+                if choice.prices
+            }
+        )
+        notes += tuple(
+            f"{name}: its price is that of {len(each)} decoded documents, which the timed prompts correct"
+            for name, each in prices.items()
+        )
+        measured = run(setting, limits=limits, extent=extent, seed=self.seed, machine=machine, prices=prices)
         judged = judge_measurement(
             measured,
             machine,
