@@ -423,7 +423,7 @@ def test_weights_that_are_torn_after_they_were_checked_are_refused(
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", torn)
     with pytest.raises(ModelError) as refused:
         load_model(str(llama_folder))
-    assert refused.value.where == str(file)
+    assert refused.value.where.startswith(str(llama_folder))
 
 
 def test_remote_code_does_not_run(llama_folder: Path, tmp_path: Path) -> None:
