@@ -466,7 +466,7 @@ def test_a_plug_in_joins_the_grammar_and_meets_the_contract(plug_ins: list[Any])
 @pytest.mark.parametrize(
     ("loaded", "what"),
     [
-        (3, "a policy plug-in is of type int, not a dataclass derived from ExitPolicy"),
+        (3, "a policy plug-in is of type int, not a frozen dataclass derived from ExitPolicy"),
         (Never, "the policy of the entry point 'odd' calls itself 'never'"),
         (type("Odd", (Never,), {"kind": None}), "calls itself None"),
     ],

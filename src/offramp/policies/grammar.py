@@ -98,7 +98,7 @@ def _load(point: EntryPoint) -> type[ExitPolicy]:
 
 def _is_kind(found: object) -> bool:
     is_policy = isinstance(found, type) and issubclass(found, ExitPolicy) and is_dataclass(found)
-    return is_policy and vars(found).get("__hash__") is not None  # what is not frozen has none
+    return is_policy and getattr(found, "__hash__", None) is not None  # what is not frozen has none
 
 
 SCHEMA_VERSION = 1
