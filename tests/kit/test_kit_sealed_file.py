@@ -12,6 +12,7 @@ import pytest
 from offramp.errors import DamagedFileError
 from offramp.files import write_sealed_json
 from offramp.kit.given_file import Line, TomlTable, checked, read_toml
+from offramp.kit.numbers import Whole
 from offramp.kit.sealed_file import SealedFile
 
 
@@ -19,7 +20,7 @@ from offramp.kit.sealed_file import SealedFile
 class Size:
     """A record."""
 
-    rows: int
+    rows: Whole
 
 
 FILE = SealedFile(Size, "{name} is damaged", "write it again", version=1)
