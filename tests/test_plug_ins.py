@@ -281,6 +281,7 @@ def test_a_policy_that_can_change_is_refused(install: Install) -> None:
         ("hardware", "description = None", "not a machine whose name"),
         ("hardware", "name = property(lambda self: 1 / 0)", "cannot be read: ZeroDivisionError"),
         ("workloads", 'WorkloadSource("mine", load, "text", "n", 5, "d")', "not a WorkloadSource whose name"),
+        ("workloads", 'WorkloadSource("mine", load, "text", 5, "l", "d")', "not a WorkloadSource whose name"),
     ],
 )
 def test_what_is_listed_of_a_plug_in_is_text(install: Install, group: str, source: str, what: str) -> None:

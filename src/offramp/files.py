@@ -126,6 +126,13 @@ def why_not_ours(path: Path, begins_as_ours: Callable[[bytes], bool]) -> str | N
     return None
 
 
+def require_lock(path: Path, begins_as_ours: Callable[[bytes], bool]) -> None:
+    """Raise InputError for what stands where a lock's file is to be, and is none (see `why_not_ours`)."""
+    why = why_not_ours(path, begins_as_ours)
+    if why is not None:
+        raise InputError(f"a lock's file cannot be used: {why}", where=str(path), fix="move it away")
+
+
 def is_irregular(path: Path) -> bool:
     """Whether something is there that is no regular file: a folder, a device, a pipe or a socket."""
     return path.exists() and not path.is_file()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
-from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_text, sync_folder, why_not_ours
+from offramp.files import TEMPORARY_PREFIX, require_lock, sha256_of_file, sha256_of_text, sync_folder
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.checkpoint import AGAIN, StoredTensor
 from offramp.models.gguf_header import ARRAY, SCALARS, STRING, GgufHeader, read_header
@@ -395,9 +395,7 @@ def _only_one_process(path: Path) -> Iterator[None]:
     that name that is no lock of ours.
     """
     began, told = time.monotonic(), False
-    why = why_not_ours(path, lambda content: not content)
-    if why is not None:
-        raise InputError(f"a lock's file cannot be used: {why}", where=str(path), fix="move it away")
+    require_lock(path, lambda content: not content)
     with path.open("a") as file:
         while not _locked(file):
             if time.monotonic() - began >= LONGEST_CONVERSION:

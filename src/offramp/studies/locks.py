@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from offramp.errors import InputError
-from offramp.files import FIRST_BYTES, open_regular, why_not_ours
+from offramp.files import FIRST_BYTES, open_regular, require_lock
 from offramp.kit.numbers import whole_number
 
 BEAT_SECONDS = 2.0
@@ -115,9 +114,7 @@ def holding(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    why = why_not_ours(path, _names_a_holder)
-    if why is not None:
-        raise InputError(f"a lock's file cannot be used: {why}", where=str(path), fix="move it away")
+    require_lock(path, _names_a_holder)
     with path.open("a+") as file:
         if wait:
             fcntl.flock(file, mode)

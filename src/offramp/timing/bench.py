@@ -214,7 +214,7 @@ def run(
             judged=judged,
             parts_of=parts_of,
             price=pricing(setting, machine if isinstance(machine, TimingsProfile) else "bytes"),
-            prices=prices or {},
+            prices=prices,
         )
         session.run((*candidates_of(setting, extent), *beside))
         fields = session.fields(further)

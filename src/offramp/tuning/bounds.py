@@ -307,7 +307,7 @@ def settle(
     reached 1/delta, and the mean so far does not exceed the risk.
     Given up, which costs power and never validity, is a candidate
     - "out of reach": K could not reach 1/delta if no document to come lost anything, at the largest bets;
-    - "too much lost": the same process against "the mean loss is at most `risk`" has reached 10/delta;
+    - "too much lost": the capital against "the mean loss is at most `risk`" has reached 10/delta;
     - "below the floor": refuted at delta after documents enough, where that is an answer (refutes);
     - "documents used up": all `planned` ones were looked at.
     With refutes a candidate that has lost more than the risk is not out of reach: it may still be refuted.

@@ -153,8 +153,17 @@ def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: Dec
     for floor in floors:
         if floor.out_of_time:  # with what was decoded for the others since, and the time that they left
             floor.test(clock)
-    drafting = _drafting(first.trace.subset(first.roles.search), first.machine)
-    answers = [floor.answer(prices, drafting, clock) for floor in floors]
+    searched = first.trace.subset(first.roles.search)
+    drafting = _drafting(searched, first.machine)
+
+    @functools.cache  # floors share candidates, and what was decoded with them
+    def priced(policy: ExitPolicy, kv: str, documents: int) -> tuple[float, ...]:
+        if not documents:
+            return ()
+        exits = executor.exits(policy, kv, documents)
+        return tuple(prices_of_answers(searched, policy, kv, exits, prices(kv)))
+
+    answers = [floor.answer(prices, priced, drafting, clock) for floor in floors]
     return [floor.with_text_quality(tuned, clock) for floor, tuned in zip(floors, answers, strict=True)]
 
 
@@ -243,7 +252,7 @@ class _Floor:
         losses = max(last.losses, decoded, key=len)
         return "refuted" if refuted(losses, job.floor.risk, job.delta, self.sized) else shortage
 
-    def answer(self, prices: PricesOf, drafting: Drafting, clock: Deadline) -> Tuned:
+    def answer(self, prices: PricesOf, priced: Priced, drafting: Drafting, clock: Deadline) -> Tuned:
         """What came out, and why."""
         job, executor, trials = self.job, self.executor, self.trials
         proposed = self.proposed or Proposed((), None, 1.0, complete=False)
@@ -255,9 +264,11 @@ class _Floor:
         certificate = _certificate(job, executor, trials, chosen, self.needed, self.planned)
         # Of a verdict one policy has one figure, whichever floor its documents were decoded for.
         known = {} if self.limits.worth is None else self.known
-        candidates = tuple(
-            self._priced(candidate, prices) for candidate in _candidates(proposed.candidates, trials, known)
-        )
+        candidates = tuple(_candidates(proposed.candidates, trials, known))
+        if self.limits.worth is not None:  # a verdict asks for their speed
+            candidates = tuple(
+                replace(one, prices=priced(one.policy, one.kv, one.documents)) for one in candidates
+            )
         by_itself = tuple(_candidates([trial.proposal for trial in self.alone], trials, known))
         contender = _lossless(job, executor, drafting, self.pool, by_itself)
         held = _held(job, executor, prices, None if chosen is None else chosen.proposal)
@@ -281,16 +292,6 @@ class _Floor:
             **{EXECUTED_FIELDS[job.floor.kind]: agreement},
             candidates=every,
         )
-
-    def _priced(self, candidate: Candidate, prices: PricesOf) -> Candidate:
-        """A candidate with the prices of what was decoded with it, for a verdict that asks for its speed."""
-        if not candidate.documents or self.limits.worth is None:
-            return candidate
-        policy, kv = candidate.policy, candidate.kv
-        searched = self.job.trace.subset(self.job.roles.search)
-        exits = self.executor.exits(policy, kv, candidate.documents)
-        found = prices_of_answers(searched, policy, kv, exits, prices(kv))
-        return replace(candidate, prices=tuple(found))
 
     def with_text_quality(self, tuned: Tuned, clock: Deadline) -> Tuned:
         """The answer with how good the texts are that its policy writes, or the one that was tried last."""
@@ -416,6 +417,9 @@ def _candidates(
             outcome="a candidate before it failed" if trial is None else trial.outcome,
         )
 
+
+Priced = Callable[[ExitPolicy, str, int], tuple[float, ...]]
+"""Prices of so many documents that were decoded with a policy and a strategy, as of a `Candidate`."""
 
 Drafting = Callable[[ExitPolicy, str], tuple[float, int]]
 """What a policy's outputs take as drafts with a strategy, over plain cost, at the length that takes least."""

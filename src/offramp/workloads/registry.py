@@ -215,9 +215,10 @@ def _load(point: EntryPoint) -> WorkloadSource:
     def fits(found: object) -> bool:
         if not isinstance(found, WorkloadSource):
             return False
-        return all(isinstance(text, str) for text in (found.name, found.description, found.licence))
+        texts = (found.name, found.mode, found.documents, found.licence, found.description, found.argument)
+        return all(isinstance(text, str) for text in texts)
 
-    wanted = "a WorkloadSource whose name, description and licence are texts"
+    wanted = "a WorkloadSource whose name and all that is said of it are texts"
     source: WorkloadSource = load_plug_in(point, fits, "workload", wanted, WorkloadError)
     if source.name != point.name or source.name in (CONTINUED, GIVEN):
         what = f"the workload of the entry point {point.name!r} calls itself {source.name!r}"

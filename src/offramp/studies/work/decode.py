@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from offramp.defaults import FEWEST_PROMPTS, LOCAL
 from offramp.errors import OfframpError
@@ -49,6 +49,8 @@ LONGEST = 6.0
 @dataclass(frozen=True)
 class DecodingChoice:
     """One policy to decode."""
+
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("prices",)  # its contender keeps them
 
     family: str
     policy: ExitPolicy
@@ -377,15 +379,11 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
             predicted = predict_cells(setting, unseen, machine, where_possible=True)
         extent = replace(SHORT, beside=read_beside(self.beside, model.dtype))
         limits = TimeLimits(seconds, self.rounds)
-        prices = (
-            {}
-            if machine is None
-            else {
-                cell.name: choice.prices
-                for cell, choice in zip(options, choices, strict=True)
-                if choice.prices
-            }
-        )
+        prices = {
+            cell.name: choice.prices
+            for cell, choice in zip(options, choices, strict=True)
+            if machine is not None and choice.prices
+        }
         notes += tuple(
             f"{name}: its price is that of {len(each)} decoded documents, which the timed prompts correct"
             for name, each in prices.items()
