@@ -18,7 +18,10 @@ import pytest
 
 from command_line import Outcome, run_arguments, run_offramp
 from offramp.files import locked_folder, write_sealed_json
+from offramp.heads.file import is_heads_file
+from offramp.kit.output_file import clear_for
 from offramp.models.gguf_file import CACHE_VARIABLE
+from offramp.serving.request import Load
 
 ENTRY = [sys.executable, "-c", "from offramp.cli.entry import main; main()"]
 
@@ -167,6 +170,45 @@ def test_the_file_of_something_else_is_not_replaced(
     assert json.loads(mine.read_text()) == {"my": "data"}
 
 
+@pytest.mark.parametrize("theirs", ["a text", "folder", "link"])
+def test_what_somebody_puts_in_the_place_of_a_result_meanwhile_is_kept(
+    theirs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, text = tmp_path / "result.json", tmp_path / "text"
+    asked = Load("a trace", policy="never", output=output)
+    text.write_text("of somebody")
+    if theirs == "folder":
+        output.mkdir()
+    elif theirs == "link":
+        output.symlink_to(text)
+    else:
+        output.write_text("of somebody")
+    clear_for(output, asked.require_own)
+    assert not os.path.lexists(output)
+    kept = tmp_path / "result.json.changed"
+    assert kept.is_dir() if theirs == "folder" else kept.read_text() == "of somebody"
+    assert str(output) in (said := capsys.readouterr().err)
+    assert "kept as result.json.changed" in said
+
+
+def test_heads_do_not_replace_what_came_while_they_were_fitted(
+    tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offramp.tracing.fitting import fit as fitting
+
+    output, fit = tmp_path / "h.safetensors", fitting.fit_heads
+
+    def meanwhile(*given: Any, **named: Any) -> Any:
+        output.write_text("of somebody")
+        return fit(*given, **named)
+
+    monkeypatch.setattr(fitting, "fit_heads", meanwhile)
+    words = ("heads", "fit", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 400, "-o", output)
+    assert "kept as h.safetensors.changed" in run_offramp(*words).require(0).err
+    assert (tmp_path / "h.safetensors.changed").read_text() == "of somebody"
+    assert is_heads_file(output)
+
+
 @pytest.mark.parametrize("name", ["s3:/x", "smollm2:prose", "~"])
 def test_an_output_is_a_path_whatever_it_looks_like(
     name: str, tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -235,6 +277,16 @@ def test_a_limit_on_the_size_of_files_is_named(tiny_model: Path, documents: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
     assert "ulimit -f" in outcome.err
     assert not list(folder.rglob(".writing-*"))
+
+
+def test_a_disk_that_can_only_be_read_meanwhile_has_failed(
+    finished_trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwritten(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("offramp.tracing.trace.Trace.load", unwritten)
+    assert "check the disk" in run_offramp("score", finished_trace).require(1).err
 
 
 def test_a_limit_on_open_files_is_named(finished_trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,12 @@ REFUSED = [
     ("--ladder never", "is no ladder", "0:never"),
     ("--ladder 0:never,1e3:static:exit=2", "is no ladder", "0:never"),
     ("-p static:exit=2 --model smollm2", "means nothing without --execute", "--execute"),
+    (
+        "-p static:exit=2 --execute --hardware h100",
+        "means nothing with --execute",
+        "leave --hardware out",
+    ),
+    ("-p static:exit=2 --execute --paged", "--paged means nothing with --execute", "leave --paged out"),
     ("-p static:exit=2 --hardware h1000", "unknown hardware 'h1000'", "h100"),
     ("-p static:exit=2 -o x.txt", "does not end in .json", "x.json"),
     (

@@ -18,6 +18,7 @@ from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import check_exits
 from offramp.decoding.rerun.trace_sequences import require_model
 from offramp.errors import InputError, OfframpError, WorkloadError
+from offramp.kit.output_file import clear_for
 from offramp.kit.typed import to_json
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
@@ -78,6 +79,7 @@ def time_and_show(asked: Bench, out: Output) -> None:
     else:
         results = measured_results(asked.load(asked.text), asked, out)
     if asked.output is not None:
+        clear_for(asked.output, asked.require_own)
         RESULTS.write(asked.output, tuple(results))
         out.say(f"written: {asked.output}")
     out.finish(
@@ -429,6 +431,7 @@ def combine_and_show(asked: Bench, out: Output) -> None:
     show_combined(out.console, result)
     file, page = asked.combined_file, None
     if file is not None:
+        clear_for(file, asked.require_own)
         COMBINED.write(file, result)
         page = write_combined_page(result, file.with_suffix(".html"))
         out.say(f"written: {file}", f"written: {page}")

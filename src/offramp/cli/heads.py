@@ -17,6 +17,7 @@ from offramp.files import require_writable
 from offramp.heads.importing import LayoutName
 from offramp.kit.arguments import settled
 from offramp.kit.numbers import Count, FittingSeed, whole_number
+from offramp.kit.output_file import clear_for
 from offramp.kit.request import Options, Request, Writes, argument, flags, one_word
 from offramp.kit.rules import Beside, only_if, only_with
 from offramp.tracing.asked import InContext, OnModel, Placed, names_layers
@@ -63,6 +64,7 @@ class HeadsOutput(Options):
         from offramp.heads.file import write_heads
 
         self.output.parent.mkdir(parents=True, exist_ok=True)
+        clear_for(self.output, self.require_own)
         write_heads(heads, self.output)
 
 

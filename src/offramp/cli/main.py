@@ -87,12 +87,12 @@ BAD_PATH = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EACCES,
-    errno.EROFS,
     errno.EEXIST,
     errno.ELOOP,
     errno.EINVAL,
 )
-"""Of errors of the operating system, those that another path would not have."""
+"""Of errors of the operating system, those that another path would not have. A disk that can only be read is
+refused before the work; one that turns so meanwhile fails."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Without a file's name they are of standard output: files are written by `offramp.files`."""
 STOPPING = (signal.SIGTERM, signal.SIGHUP)

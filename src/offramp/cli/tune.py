@@ -16,7 +16,7 @@ from offramp.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOK
 from offramp.errors import BusyMachineError, InputError
 from offramp.files import require_writable
 from offramp.kit.numbers import Count, Positive, Seconds, Share, Whole
-from offramp.kit.output_file import require_json_file
+from offramp.kit.output_file import clear_for, require_json_file
 from offramp.kit.request import Request, Writes, argument, flags
 from offramp.kit.rules import only_if
 from offramp.policies.names import StrategyName
@@ -377,6 +377,7 @@ def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> d
     """Write a tuned policy and show it; its JSON object."""
     from offramp.tuning.tuned import to_json, write_tuned
 
+    clear_for(output, require_policy_file)
     write_tuned(output, tuned, heads)
     _show(out, tuned, output)
     lossless, (decoding, timing) = lossless_command(tuned, heads), next_commands(tuned, output, heads)
@@ -401,6 +402,7 @@ def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None)
     for own, (name, tuned) in zip(files, found.tuned.items(), strict=True):
         out.console.print(f"{name}:", markup=False, style="bold")
         answers[name] = show_tuned(out, tuned, own, heads)
+    clear_for(output, require_policy_file)
     write_sealed_json(output, policy_to_json(found.policy))
     out.console.print(
         f"written: {output}, one policy with an entry for each of {len(answers)} workloads and the full "

@@ -9,6 +9,7 @@ from typing import Any
 
 from offramp.errors import InputError
 from offramp.files import SEAL, json_object_in, open_regular, require_path
+from offramp.kit.output_folder import set_aside
 
 PAGE_MARK = b'<meta name="generator" content="offramp">'
 """In the head of every page (`report/templates/frame.html`)."""
@@ -48,6 +49,18 @@ def require_json_file(
             where=str(beside),
             fix="move it away, or choose another file with -o",
         )
+
+
+def clear_for(path: Path, require: Callable[[Path], None]) -> None:
+    """Give what somebody else put in an output's place while the work ran another name, and say so.
+
+    require: refuses a path where something stands that offramp did not write.
+    """
+    if os.path.lexists(path):
+        try:
+            require(path)
+        except InputError:
+            set_aside(path, "was put there by something else meanwhile")
 
 
 def _is_page(path: Path) -> bool:

@@ -395,7 +395,7 @@ class OwnFiles:
         """
         listed = self.listed()
         conditions = self.require_free(names)
-        aside = {name: self._set_aside(name) for name in names if conditions[name] == "changed"}
+        aside = {name: _renamed(self.path / name) for name in names if conditions[name] == "changed"}
         self.expect(*names)
         try:
             yield
@@ -410,12 +410,6 @@ class OwnFiles:
                 else:
                     _tell(f"{self.path / name} was changed since offramp wrote it: kept as {kept.name}")
             self.adopt(*names)
-
-    def _set_aside(self, name: str) -> Path:
-        """Give what lies under a name another one."""
-        aside = _free(self.path / f"{name}{CHANGED}")
-        (self.path / name).rename(aside)
-        return aside
 
     def expect(self, *names: str) -> None:
         """Take whatever comes to lie under these names for ours."""
@@ -588,6 +582,18 @@ def _are_same_files(one: Path, other: Path) -> bool:
 
 def _tell(what: str) -> None:
     print(f"offramp: {what}", file=sys.stderr)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Give what lies under a path another name, and say so. why: what of it."""
+    _tell(f"{path} {why}: kept as {_renamed(path).name}")
+
+
+def _renamed(path: Path) -> Path:
+    """The new name of what lay under a path."""
+    aside = _free(path.with_name(f"{path.name}{CHANGED}"))
+    path.rename(aside)
+    return aside
 
 
 def _is_kept_aside(name: str, own: Container[str]) -> bool:

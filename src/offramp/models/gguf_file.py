@@ -6,6 +6,7 @@ A folder is written whole or not at all, and checked on reading.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import importlib.metadata
@@ -311,9 +312,11 @@ def _cached(source: Path, source_sha256: str, convert: Convert, said: str, endin
     root = cache_folder() / "dense"
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, "it may not be written", str(root))
     except OSError as error:
         raise InputError(
-            f"the cache for converted models cannot be made: {error.strerror}",
+            f"the cache for converted models cannot be used: {error.strerror}",
             where=str(root),
             fix=f"set {CACHE_VARIABLE} to a folder that can be written",
         ) from error

@@ -19,9 +19,9 @@ from offramp.errors import InputError
 from offramp.files import read_given_text
 from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER, Count, Positive, Whole, whole_number
-from offramp.kit.output_file import require_json_file
+from offramp.kit.output_file import clear_for, require_json_file
 from offramp.kit.request import Options, Request, Writes, argument, as_call, flags, one_word, python_only
-from offramp.kit.rules import Beside, Margin, Must, only_with, shown
+from offramp.kit.rules import Beside, Margin, Must, only_if, only_with, shown
 from offramp.models.devices import AUTO, DtypeName
 from offramp.models.shape import require_context
 from offramp.policies.names import StrategyName
@@ -54,6 +54,7 @@ MOST_RECORDED = 1_000_000
 LOWEST_RATE, HIGHEST_RATE = 1e-4, 1e6
 """Requests per second: one in three hours, and more than any server takes. Below, seconds lose digits."""
 Rate = Annotated[float, Ge(LOWEST_RATE), Le(HIGHEST_RATE)]
+predicting = only_if(lambda asked: not asked.execute, "with --execute, which serves on this machine")
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,11 @@ class ServerLimits(Options):
     """Tokens of a step, at most: one of each row that decodes, the rest of prompts, which are cut to it."""
     rule: Rule = "gain"
     """When rows leave that were let go: gain (where the step gets faster by it) or lockstep (only all)."""
-    padded: Annotated[bool | None, flags("--padded/--paged")] = None
+    padded: Annotated[
+        bool | None,
+        flags("--padded/--paged"),
+        only_if(lambda asked: asked.padded or not asked.execute, "with --execute, which serves padded"),
+    ] = None
     """Whether attention reads the longest row's context for every row. By default on local, and not on other
     machines, whose kernels are of servers."""
 
@@ -239,7 +244,7 @@ class Load(ServerLimits, Executing, Placed, Request):
     """Skipped layers' K and V: propagate, which rows that join and leave can do."""
     slo: str | None = None
     """Seconds that a request may take, for its goodput: ttft=2,tpot=0.1 (or e2el=...)."""
-    hardware: str | Machine = LOCAL
+    hardware: Annotated[str | Machine, predicting] = LOCAL
     """The machine to predict for: local, one of offramp list hardware, aic:..., or a .toml."""
     requests: Annotated[int, Ge(20), Le(MOST_RECORDED)] = 400
     """That arrive at each rate, for each seed."""
@@ -361,6 +366,7 @@ class Load(ServerLimits, Executing, Placed, Request):
         else:
             result = predicted(self)
         if self.output is not None:
+            clear_for(self.output, self.require_own)
             LOADS.write(self.output, result)
         return result
 
