@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 from command_line import TIMING_SECONDS, finish, run_arguments, run_offramp, start_offramp
 from offramp.decoding.openings import (
@@ -23,12 +24,15 @@ from offramp.decoding.openings import (
 )
 from offramp.defaults import FEWEST_VISITS, OPENING_TOKENS
 from offramp.errors import InputError, ModelError, OfframpError
+from offramp.models.process import with_threads
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
 from offramp.runs import stages
+from offramp.studies.folder import StudyFolder
+from offramp.studies.journal import RunStart
 from offramp.studies.work import decode
 from offramp.studies.work.decode import (
     MOST_NEW_TOKENS,
@@ -144,6 +148,35 @@ def test_a_rerun_keeps_what_was_timed(
     after = summary_of(run_folder)
     for key in ("decoding", "measured", "verdict", "predicted"):
         assert after[key] == before[key]
+
+
+def test_steps_have_threads_of_their_own_which_are_chosen_once(
+    tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, counts = [], {}
+    monkeypatch.setattr("offramp.timing.threads.fewest_threads", lambda model: asked.append(model) or 1)
+    work = DecodeWork.run
+
+    def counted(self: DecodeWork, context: WorkContext) -> DecodingResult:
+        counts[self.kind] = torch.get_num_threads()
+        return work(self, context)
+
+    monkeypatch.setattr(DecodeWork, "run", counted)
+    folder, words = tmp_path / "run", run_arguments(tiny_model, documents)
+    with with_threads(2):
+        said = run_offramp(*words, "-o", folder).require(0)
+        assert "decoding with 1 of 2 threads" in said.err
+        with with_threads(2):
+            assert "decoding with" not in run_offramp(*words, "-o", folder).require(0).err
+    assert len(asked) == 1
+    assert counts == {"decode": 1}
+    tasks = StudyFolder(folder).read_plan().tasks.values()
+    assert {task.kind: task.recipe["threads"] for task in tasks if "threads" in task.recipe} == {
+        **dict.fromkeys(("trace", "heads", "score", "league"), 2),
+        **dict.fromkeys(("profile", "certify", "decode"), 1),
+    }
+    machine = RunStart.last(StudyFolder(folder).journal.read().events).machine
+    assert (machine["threads"], machine["decode_threads"]) == (2, 1)
 
 
 def test_a_further_text_is_the_only_new_work(

@@ -12,7 +12,6 @@ import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -31,7 +30,6 @@ from offramp.costs.machine_registry import (
     machine_facts,
     machine_names,
     save_local_profile,
-    threads_in_use,
 )
 from offramp.costs.probes import PROBES
 from offramp.costs.profile_file import UNITS, read_profile, required_keys
@@ -373,13 +371,16 @@ def test_a_study_s_profile_is_asked_for_by_its_recipe_and_replaces_no_other() ->
         load_local_profile(FINGERPRINT, "float32", threads=2, recipe=recipe)
 
 
-def test_each_thread_count_has_its_own_profile() -> None:
+def test_each_thread_count_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     save_local_profile(profile(threads=1, head=9.0, at="2026-01-02"))
     save_local_profile(profile(threads=2))
     assert load_local_profile(FINGERPRINT, "float32", threads=1).head_seconds == [9.0]
     assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [1.0]
-    with mock.patch.object(machine_registry, "threads_in_use", return_value=None):
-        assert load_local_profile(FINGERPRINT, "float32").head_seconds == [9.0]  # the last one measured
+    for in_use, stated, head in ((1, "", 9.0), (2, "", 1.0), (2, "1", 9.0), (2, "many", 1.0), (8, "", 9.0)):
+        monkeypatch.setattr("torch.get_num_threads", lambda in_use=in_use: in_use)
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+        # Those in use, no more than are allowed, else the last ones measured.
+        assert load_local_profile(FINGERPRINT, "float32").head_seconds == [head]
 
 
 def test_each_device_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +398,7 @@ def test_each_device_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_each_attention_that_was_asked_for_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_registry, "threads_in_use", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def timed(head: float, attention: str) -> TimingsProfile:
         made = profile(head=head, at="2026-01-02")
@@ -461,16 +462,6 @@ def test_nothing_half_written_is_left(cache: Path) -> None:
     with pytest.raises(TypeError):
         save_local_profile(broken)
     assert [path for path in cache.rglob("*") if path.is_file()] == []
-
-
-def test_threads_are_torchs_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    assert threads_in_use() == torch.get_num_threads()
-    monkeypatch.delitem(sys.modules, "torch")
-    for stated, expected in (("3", 3), ("4,2", 4), ("", None), ("many", None), ("9" * 5000, None)):
-        monkeypatch.setenv("OMP_NUM_THREADS", stated)
-        assert threads_in_use() == expected
 
 
 def test_the_store_needs_no_torch() -> None:

@@ -20,17 +20,18 @@ from offramp.timing.session import MARGIN, choose_plain, given_plain
 from offramp.timing.stopping import ALPHA, FEWEST_TO_BEAT, LOOK_SPENDS, Budget
 from offramp.timing.turns import (
     BLOCK,
-    FEW_TOKENS,
-    SHORT_BLOCK,
+    BLOCK_SECONDS,
+    FEWEST_BLOCKS,
     Turns,
     Visit,
+    block_of,
     pairs_of,
     visit,
 )
 
 NAMES = ("a", "b", "c")
 PROMPT = batches_of([[1, 2]], 1)[0]
-MANY, FEW = FEW_TOKENS + 9, 2 * SHORT_BLOCK + 1
+MANY, SHORT, FEW = 41, 3, 10
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_order_within_a_round_is_random_and_repeatable(clock: Clock) -> None
         order = random.Random(seed)
         for _ in range(20):
             visit([one.decoder for one in fakes], PROMPT, FEW, order)
-        firsts = [name for name, _ in clock.log[::SHORT_BLOCK]]
+        firsts = [name for name, _ in clock.log[::SHORT]]
         return [tuple(firsts[start : start + 3]) for start in range(0, len(firsts), 3)]
 
     found = orders(0)
@@ -81,11 +82,11 @@ def test_the_order_within_a_round_is_random_and_repeatable(clock: Clock) -> None
 
 def test_what_is_kept_of_a_visit(clock: Clock) -> None:
     found = visited(Fake(clock, "a", 0.1, prompt=2.0), Fake(clock, "b", 0.05), tokens=FEW)
-    assert found["a"].blocks == (pytest.approx(0.1),) * 2
-    assert found["b"].blocks == (pytest.approx(0.05),) * 2
+    assert found["a"].blocks == (pytest.approx(0.1),) * FEWEST_BLOCKS
+    assert found["b"].blocks == (pytest.approx(0.05),) * FEWEST_BLOCKS
     assert found["a"].first_seconds == pytest.approx(2.0)
     assert found["a"].seconds_per_token == pytest.approx(0.1)
-    assert pairs_of(found["a"], found["b"]) == [(pytest.approx(0.1), pytest.approx(0.05))] * 2
+    assert pairs_of(found["a"], found["b"]) == [(pytest.approx(0.1), pytest.approx(0.05))] * FEWEST_BLOCKS
 
 
 def test_short_texts_are_cut_into_short_blocks_and_a_rest_is_no_block(clock: Clock) -> None:
@@ -93,22 +94,42 @@ def test_short_texts_are_cut_into_short_blocks_and_a_rest_is_no_block(clock: Clo
     assert len(visited(Fake(clock, "a", 0.1), tokens=13)["a"].blocks) == 3
     assert len(visited(Fake(clock, "a", 0.1), tokens=14)["a"].blocks) == 3
     assert len(visited(Fake(clock, "a", 0.1), tokens=15)["a"].blocks) == 4
-    assert len(visited(Fake(clock, "a", 0.1), tokens=4)["a"].blocks) == 1
+    assert len(visited(Fake(clock, "a", 0.1), tokens=4)["a"].blocks) == 3
+
+
+def test_blocks_are_short_in_seconds_too(clock: Clock) -> None:
+    asked = {0.0: 8, 0.001: 8, BLOCK_SECONDS / 2: 2, 0.06: 1, 2.0: 1}
+    assert {seconds: block_of(100, seconds) for seconds in asked} == asked
+    assert block_of(2, 0.001) == 1
+    found = visit([Fake(clock, "a", 0.1).decoder], PROMPT, MANY, random.Random(0), 0.1)["a"]
+    assert len(found.blocks) == MANY - 1
+
+
+def test_steps_of_several_tokens_are_paired_as_whole_decodings(clock: Clock) -> None:
+    """By blocks of steps, a token of a long draft would count for less than one of a short draft."""
+    found = visit(
+        [Fake(clock, "a", 0.1, at_once=3).decoder, Fake(clock, "b", 0.1).decoder],
+        PROMPT,
+        25,
+        random.Random(0),
+        0.1,
+    )
+    assert (len(found["a"].blocks), len(found["b"].blocks)) == (8, 24)
+    assert pairs_of(found["b"], found["a"]) == [(pytest.approx(0.1), pytest.approx(0.1))]
 
 
 def test_a_step_of_several_tokens_ends_its_block_late_and_is_counted_as_it_is(clock: Clock) -> None:
     found = visited(Fake(clock, "a", 0.1, at_once=3), Fake(clock, "b", 0.1), tokens=25)
-    # Blocks of 4 asked for: two steps of three tokens each.
+    # Blocks of 8 asked for: three steps of three tokens each.
     assert [new for name, new in clock.log if name == "a"] == [3] * 8
-    assert found["a"].blocks == (pytest.approx(0.1),) * 4
-    assert len(found["b"].blocks) == 6
-    assert len(pairs_of(found["a"], found["b"])) == 4
+    assert found["a"].blocks == (pytest.approx(0.1),) * 3
+    assert len(found["b"].blocks) == 3
 
 
 def test_rows_side_by_side_share_the_seconds(clock: Clock) -> None:
     pair = batches_of([[1, 2], [3, 4]], 2)[0]
     found = visit([Fake(clock, "a", 0.1).decoder], pair, FEW, random.Random(0))["a"]
-    assert found.blocks == (pytest.approx(0.05),) * 2
+    assert found.blocks == (pytest.approx(0.05),) * FEWEST_BLOCKS
     assert found.seconds_per_token == pytest.approx(0.05)
 
 
@@ -124,7 +145,7 @@ def test_who_cannot_be_stopped_decodes_at_a_stretch_between_two_blocks(clock: Cl
         places.add(first)
         assert found["whole"].blocks == ()
         assert pairs_of(found["a"], found["whole"]) == [(pytest.approx(0.1), pytest.approx(0.2))]
-    assert places == {0, SHORT_BLOCK, 2 * SHORT_BLOCK}
+    assert places == {0, SHORT, 2 * SHORT, 3 * SHORT}
 
 
 def test_a_drift_of_the_machine_cancels(clock: Clock) -> None:
@@ -264,7 +285,7 @@ def test_a_second_round_refines_the_clusters_and_adds_none(clock: Clock) -> None
     timed(turns)
     clusters = turns.series["a"].clusters(PLAIN)
     assert [one.prompt for one in clusters] == list(range(len(PROMPTS)))
-    assert {one.pairs for one in clusters} == {2 * 2}  # two blocks of four tokens, twice
+    assert {one.pairs for one in clusters} == {2 * 4}  # four blocks of two tokens, twice
     assert turns.stopped == "rounds"
     ratio = turns.series["a"].over_plain()
     assert ratio is not None

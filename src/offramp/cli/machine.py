@@ -48,7 +48,7 @@ class MachineTiming(OnModel, Request):
             "no more than this machine's cores",
         ),
     ] = None
-    """Threads of torch. By default what it takes."""
+    """Threads of torch. By default the fewest that decode as fast as all of them."""
     batches: Annotated[str | Sequence[Count] | None, one_word] = None
     """Batch sizes to time, rising: by default 1,2,3,4,5,8, on an accelerator 1,2,4,8,16,32,64. Those between
     are interpolated, which can be far off: time those that matter."""
@@ -71,12 +71,12 @@ class MachineTiming(OnModel, Request):
 
     def carry_out(self) -> TimingsProfile:
         """The timings of the model on this machine. Raises BusyMachineError where others keep it busy."""
-        if self.threads is not None:
-            use_threads(self.threads)
         model = self.load()
 
         from offramp.timing.local_profile import measure_hardware
+        from offramp.timing.threads import fewest_threads
 
+        use_threads(self.threads or fewest_threads(model))
         with stage("timing decoding steps, part by part"):
             return measure_hardware(model, batches=self.sizes, budget_seconds=self.seconds)
 

@@ -109,10 +109,10 @@ def load_local_profile(
     """The profile of a model measured on this machine, with this version of torch.
 
     device: that the model computes on. attention: the implementation that was asked for, None for the
-    family's own. threads: torch's; if not given, those of torch where it is loaded, else what OMP_NUM_THREADS
-    says, else those of the profile measured last. model: its record, as traces keep it, for the error's
-    command. recipe: if given, only a profile will do that a study's task
-    of this very recipe measured; if not, one that no study measured comes first.
+    family's own. threads: torch's; if not given, no more than OMP_NUM_THREADS says, rather those in use than
+    others, else those of the profile measured last. model: its record, as traces keep it, for the error's
+    command. recipe: if given, only a profile will do that a study's task of this very recipe measured; if
+    not, one that no study measured comes first.
 
     Profiles of older versions, which timed something else or noted no load, and those timed under load are
     passed over.
@@ -125,7 +125,6 @@ def load_local_profile(
         for path in sorted(_folder().glob(f"{model_fingerprint[:16]}-{dtype}-*.json"))
         if (profile := FILE.read(path)).details["model"]["fingerprint"] == model_fingerprint
     ]
-    wanted = threads_in_use() if threads is None else threads
     fitting = [
         profile
         for profile in profiles
@@ -134,8 +133,7 @@ def load_local_profile(
         and _attention_of(profile) == attention
         and profile.unfit is None
         and (recipe is None or _states(profile, recipe))
-        and profile.details["machine"]
-        == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted, device)
+        and profile.details["machine"] == machine_facts(_threads_of(profile, threads), device)
     ]
     if not fitting:
         others = "; ".join(sorted({_conditions_of(profile) for profile in profiles}))
@@ -151,11 +149,11 @@ def load_local_profile(
                 else ""
             ),
             where=f"hardware {LOCAL}, {dtype}"
-            + ("" if wanted is None else f", {wanted} threads")
+            + ("" if threads is None else f", {threads} threads")
             + ("" if attention is None else f", {attention} attention"),
             fix=f"{command}, or choose from: offramp list hardware",
         )
-    return max(fitting, key=lambda one: (RECIPE not in one.details, str(one.details["measured_at"])))
+    return max(fitting, key=_preferred)
 
 
 def list_local_profiles() -> list[TimingsProfile]:
@@ -182,13 +180,18 @@ def kept_notes(machine: object) -> tuple[str, ...]:
     )
 
 
-def threads_in_use() -> int | None:
-    """Threads of torch if it is loaded, else what OMP_NUM_THREADS says, None if it says nothing."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        return int(torch.get_num_threads())
-    stated = os.environ.get(THREADS_VARIABLE, "").partition(",")[0]
-    return whole_number(stated, 0)
+def _threads_of(profile: TimingsProfile, threads: int | None) -> int:
+    """Of a profile, where that will do: so many, or where that is not given no more than are allowed here."""
+    own = int(profile.details["machine"]["threads"])
+    allowed = whole_number(os.environ.get(THREADS_VARIABLE, "").partition(",")[0], 0) or own
+    return min(own, allowed) if threads is None else threads
+
+
+def _preferred(profile: TimingsProfile) -> tuple[bool, bool, str]:
+    """Rather one of the threads that torch uses, then one that no study measured, then the latest."""
+    torch, details = sys.modules.get("torch"), profile.details
+    in_use = torch is not None and details["machine"]["threads"] == torch.get_num_threads()
+    return in_use, RECIPE not in details, str(details["measured_at"])
 
 
 def _states(profile: TimingsProfile, recipe: Mapping[str, Any]) -> bool:

@@ -85,6 +85,9 @@ FITTING_TOKENS = 200
 CLASSIFIERS = ("correctness",)
 """What a run fits by itself on each text: a classifier of the hidden state, whose probe is the cheapest."""
 
+DECODE_THREADS = "decode_threads"
+"""Of what a run's journal says of the machine: the threads that it decodes with."""
+
 CERTIFYING = 0.42
 """Share of these that reruns and documents for certificates may take; the rest is for the stopwatch."""
 
@@ -95,13 +98,15 @@ def run_study(
     workloads: Sequence[Workload],
     given: ExitHeads | None,
     threads: int,
+    decode_threads: int | None,
     *,
     streamed: bool,
     unavailable: Mapping[str, str],
 ) -> Study:
     """The study of a run.
 
-    given: the exit heads of --heads. unavailable: why this machine or own heads cannot be had, by name.
+    given: the exit heads of --heads. decode_threads: None for `threads`. unavailable: why this machine or own
+    heads cannot be had, by name.
 
     Raises InputError for what does not fit together.
     """
@@ -119,6 +124,7 @@ def run_study(
         "device": model.device,
         "dtype": model.dtype,
         "threads": threads,
+        "decode_threads": decode_threads,
         "exits": asked.layers,
         "context": asked.context,
         "document_tokens": asked.document_tokens,
@@ -345,10 +351,39 @@ class _StartedRun:
         self.models = ModelCache()
         self.left_out: dict[str, str] = {}
         self.unavailable: dict[str, str] = {LOCAL: ON_DISK, OWN: ON_DISK} if streamed else {}
+        self.threads = torch.get_num_threads()
+        """Before a task sets its own."""
+        self.decode_threads = None if asked.overwrite else self._threads_chosen()
 
     def move_to(self, path: Path) -> None:
         """Do the run in another folder."""
         self.path, self.folder = path, StudyFolder(path)
+        self.decode_threads = self._threads_chosen()
+
+    def _threads_chosen(self) -> int | None:
+        """Threads that the run begun in this folder decodes with; None where none is, or it was elsewhere."""
+        machine = RunStart.last(self.folder.journal.read().events).machine
+        here = {"threads": self.threads, "processor": processor_name()}
+        chosen = machine.get(DECODE_THREADS) if here.items() <= machine.items() else None
+        return chosen if isinstance(chosen, int) and 0 < chosen <= self.threads else None
+
+    def choose_threads(self) -> None:
+        """Settle how many threads decode, if something is timed here and that is not chosen yet."""
+        from offramp.timing.threads import fewest_threads
+
+        tasks = self.planned(kept=False).tasks.values()
+        if (
+            self.decode_threads is not None
+            or self.threads == 1
+            or not any(one.kind == "profile" for one in tasks)
+        ):
+            return
+        with stage("choosing how many threads decode"):
+            self.decode_threads = fewest_threads(
+                self.model(next(one for one in tasks if one.kind == "trace"))
+            )
+        if self.decode_threads < self.threads:
+            say(f"decoding with {self.decode_threads} of {self.threads} threads, which takes no longer")
 
     def study(self) -> Study:
         """What is to be done, as far as it can be had."""
@@ -357,7 +392,8 @@ class _StartedRun:
             self.model_request,
             self.workloads,
             self.given,
-            torch.get_num_threads(),
+            self.threads,
+            self.decode_threads,
             streamed=self.streamed,
             unavailable=self.unavailable,
         )
@@ -408,6 +444,7 @@ class _StartedRun:
     def run(self, before_decoding: Callable[[RunResult], None]) -> Findings:
         """Every task in turn, with a page after each that shows something new."""
         # 1. The plan, and how this run was started.
+        self.choose_threads()
         plan = self.planned(kept=True)
         call = self.asked.call(named=self.model_request.given is None)
         self.folder.journal.append(
@@ -422,7 +459,11 @@ class _StartedRun:
                         "code_fingerprint": code_of(__name__),
                         **describe_software(self.model_request.texts),
                     },
-                    machine=describe_machine(self.model_request.device),
+                    machine={
+                        **describe_machine(self.model_request.device),
+                        "threads": self.threads,
+                        DECODE_THREADS: self.decode_threads or self.threads,
+                    },
                 )
             ),
         )

@@ -195,7 +195,8 @@ class Expansion:
         self.used: set[int] = set()
         settings = study.settings
         device = find_device(settings.device)
-        self._here = machine_facts(settings.threads, device)
+        self._decoding = settings.decode_threads or settings.threads
+        self._here = machine_facts(self._decoding, device)
         self._said: dict[str, Any] = {
             **settings.model_dump(),
             "device": None if device == CPU else device,
@@ -505,6 +506,7 @@ class Expansion:
         present = {role: task for role, task in (needs or {}).items() if role in names}
         needed = {role: task.key for role, task in present.items() if task is not None}
         filled = {**self._said, "model": self._model(variant), "machine": self._here}
+        filled |= {"threads": self._decoding} if kind.by_token else {}
         lie = dict(sources or {})
         if issubclass(kind, PricedWork) and on is not None:
             machine = self.found.machines[on.name]

@@ -76,6 +76,8 @@ class StudySettings(TomlTable):
     dtype: str = "float32"
     threads: Threads = Field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Of torch, by default the cores at hand."""
+    decode_threads: Threads | None = None
+    """Of what decodes token by token and is timed; by default `threads`."""
     exits: str | tuple[Count, ...] = "all"
     context: Count | None = None
     document_tokens: Count | None = None

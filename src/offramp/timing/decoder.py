@@ -150,7 +150,8 @@ class Stepping:
 
     def __init__(self, start: Start, prompts: PromptBatch, new_tokens: int) -> None:
         self._prompts, self._new_tokens = prompts, new_tokens
-        self._blocks: list[float] = []
+        self.blocks: list[float] = []
+        """Seconds per token of each."""
         self._seconds = 0.0
         wait_for(prompts)
         started = time.perf_counter()
@@ -176,12 +177,12 @@ class Stepping:
         wait_for(self._prompts)
         seconds = time.perf_counter() - started
         self._seconds += seconds
-        self._blocks.append(seconds / ((self._running.count - first) * len(self._prompts.ids)))
+        self.blocks.append(seconds / ((self._running.count - first) * len(self._prompts.ids)))
 
     def finish(self) -> DecodedBatch:
         """What came of it."""
         decoded = self._running.finish(self._first_seconds, self._seconds)
-        return replace(decoded, blocks=tuple(self._blocks))
+        return replace(decoded, blocks=tuple(self.blocks))
 
 
 @dataclass(frozen=True)

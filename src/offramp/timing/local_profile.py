@@ -37,10 +37,12 @@ from offramp.models.conditioned import PROBE, Condition, Conditioned, probing
 from offramp.models.devices import CPU, synchronise
 from offramp.models.model import Model, in_evaluation
 from offramp.models.pictured import Pictured, probe_picture
+from offramp.models.process import use_threads
 from offramp.scoring.estimate import Estimate
 from offramp.timing.decoder import DecodedBatch, LoopRunning, Stepping, generate_repeatedly
 from offramp.timing.defects import MachineLoad
 from offramp.timing.ratios import median
+from offramp.timing.threads import fewest_threads
 from offramp.timing.timed_steps import (
     PLAIN,
     PROBED,
@@ -595,8 +597,10 @@ def kept_profile(model: Model) -> LocalProfile:
 def profile_now(model: Model, kept: TimingsProfile | None) -> LocalProfile:
     """Timings at hand, held against a few plain tokens of now; new ones where there are none or they are off.
 
-    Raises ModelError if the model cannot decode, BusyMachineError if nothing is at hand and others are busy.
+    Torch uses the threads that the timings are of from then on. Raises ModelError if the model cannot decode,
+    BusyMachineError if nothing is at hand and others are busy.
     """
+    use_threads(fewest_threads(model) if kept is None else kept.details["machine"]["threads"])
     if kept is None:
         with stage("timing layers, head and probes on this machine", PROFILE_SECONDS):
             return profile_of_now(model, None, seconds=PROFILE_SECONDS)

@@ -222,8 +222,9 @@ def choose_plain(
     *,
     visits: int = PILOT_VISITS,
     seed: int = SEED,
+    seconds_per_token: float = 0.0,
 ) -> Pilot:
-    """Time plain decoders in turns, and take the fastest.
+    """Time plain decoders in turns, and take the fastest. seconds_per_token: as of `visit`.
 
     Of those that decode in steps the one with the shortest blocks; `generate()` in one call only if it is
     faster than that by more than `MARGIN`, since it cannot take turns.
@@ -232,7 +233,7 @@ def choose_plain(
     """
     order = random.Random(seed)
     tokens = min(new_tokens, PILOT_TOKENS)
-    timed = [visit(decoders, prompts, tokens, order) for _ in range(visits)]
+    timed = [visit(decoders, prompts, tokens, order, seconds_per_token) for _ in range(visits)]
     seconds = {decoder.name: _seconds([decoded[decoder.name] for decoded in timed]) for decoder in decoders}
     in_steps = [decoder.name for decoder in decoders if decoder.start is not None]
     plain = min(in_steps, key=lambda name: seconds[name])
@@ -324,7 +325,10 @@ class Session:
         else:
             visits = PILOT_VISITS if self._budget.used < PILOT_FROM else 1
             prompts, new_tokens = self.setting.prompts[0], self.setting.new_tokens
-            self._pilot = choose_plain(plain, prompts, new_tokens, visits=visits, seed=self.seed)
+            about = min(self._trials[one.name].decoded.seconds_per_token for one in plain)
+            self._pilot = choose_plain(
+                plain, prompts, new_tokens, visits=visits, seed=self.seed, seconds_per_token=about
+            )
         # 3. All take turns. Which plain decoder is the fastest is known when all of them have.
         baseline = next(decoder for decoder in plain if decoder.name == self._pilot.plain)
         others = [decoder for decoder in plain if decoder.start is not None and decoder is not baseline]
@@ -341,6 +345,7 @@ class Session:
             self._together,
             self.extent.races,
             self._price,
+            self._trials[baseline.name].decoded.seconds_per_token,
             self._prices,
         )
         self._turns.take(

@@ -25,7 +25,7 @@ PRECISE = 0.015
 """Half-width at which nothing more is timed: 1.5 %."""
 
 
-FEWEST_TO_BEAT, BEATEN = 4, 0.98
+FEWEST_TO_BEAT, BEATEN = 4, 0.9
 """Prompts, and the level of an interval, that show a decoder without exits to be slower than another such."""
 
 

@@ -19,10 +19,9 @@ from offramp.timing.ratios import Pair
 from offramp.timing.results import A_A, PLAIN, Stopped
 from offramp.timing.stopping import Budget, Looks, PairedTimes
 
-BLOCK, SHORT_BLOCK = 8, 4
-"""Tokens of a block, and of one where few tokens are decoded. A load on a shared machine comes and goes more
-slowly than blocks do, so that it slows all contenders down alike."""
-FEW_TOKENS = 32
+BLOCK, BLOCK_SECONDS, FEWEST_BLOCKS = 8, 0.05, 3
+"""Tokens of a block at most, the seconds that it takes about, and blocks of a decoding at least. Other work
+on a shared machine comes and goes more slowly than such blocks: it slows all contenders down alike."""
 
 T = TypeVar("T")
 
@@ -34,23 +33,39 @@ Visit = dict[str, DecodedBatch]
 def pairs_of(other: DecodedBatch, own: DecodedBatch) -> list[Pair]:
     """Seconds per token of blocks of two contenders that were side by side.
 
-    One pair, of the whole decodings, where either decoded at a stretch.
+    One pair, of the whole decodings, where they took unlike numbers of blocks: some decode at a stretch, and
+    steps that give several tokens end blocks late.
     """
-    if other.blocks and own.blocks:
-        return list(zip(other.blocks, own.blocks, strict=False))
+    if other.blocks and len(other.blocks) == len(own.blocks):
+        return list(zip(other.blocks, own.blocks, strict=True))
     return [(other.seconds_per_token, own.seconds_per_token)]
 
 
-def visit(decoders: Sequence[Decoder], prompts: PromptBatch, new_tokens: int, order: random.Random) -> Visit:
+def block_of(new_tokens: int, seconds_per_token: float = 0.0) -> int:
+    """Tokens of a block, where so many are decoded and one takes so long."""
+    by_time = (
+        BLOCK if seconds_per_token * BLOCK <= BLOCK_SECONDS else round(BLOCK_SECONDS / seconds_per_token)
+    )
+    return max(1, min(BLOCK, by_time, (new_tokens - 1) // FEWEST_BLOCKS))
+
+
+def visit(
+    decoders: Sequence[Decoder],
+    prompts: PromptBatch,
+    new_tokens: int,
+    order: random.Random,
+    seconds_per_token: float = 0.0,
+) -> Visit:
     """Decode one batch of prompts by all decoders, each on a cache of its own.
 
     In every round each contender takes one block, in a random order; one that cannot be stopped decodes all
-    of its tokens between two blocks of a random round. A block ends after so many tokens or, where a step
-    gives several, some more. Prompts run before the first round.
+    of its tokens between two blocks of a random round. A block ends after so many tokens (`block_of`) or,
+    where a step gives several, some more. Prompts run before the first round. seconds_per_token: about, of
+    plain decoding.
 
     Raises what a decoder raises.
     """
-    block = BLOCK if new_tokens > FEW_TOKENS else SHORT_BLOCK
+    block = block_of(new_tokens, seconds_per_token)
     rounds = math.ceil((new_tokens - 1) / block)
     at_a_stretch = [(order.randrange(rounds), decoder) for decoder in decoders if decoder.start is None]
     found: Visit = {}
@@ -134,6 +149,8 @@ class Turns:
     """Whether a decoder without exits takes no further part once it is shown to be slower than another one:
     it can no longer be what early exit has to be faster than."""
     price: Price = unpriced
+    seconds_per_token: float = 0.0
+    """About, of plain decoding; blocks are as long as that says."""
     prices: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """By contender: what a token of each of other documents took over one of the full model, by the same
     price, decoded with it before."""
@@ -200,7 +217,7 @@ class Turns:
         began = budget.spent
         place = len(self.visits) % len(self.prompts)
         taking_part = self._taking_part()
-        found = visit(taking_part, self.prompts[place], self.new_tokens, order)
+        found = visit(taking_part, self.prompts[place], self.new_tokens, order, self.seconds_per_token)
         prices = {decoder.name: self.price(decoder, found[decoder.name]) for decoder in taking_part}
         noise = noise_of(found)
         for decoder in taking_part:

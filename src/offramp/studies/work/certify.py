@@ -35,6 +35,7 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
 
     kind = "certify"
     exclusive = True
+    by_token = True
 
     heads: Needed | None = None
     """That the trace is read through."""

@@ -137,6 +137,8 @@ class TextWork(ModelWork[Result]):
 class TimedWork(ModelWork[Result]):
     """Work that is timed on this machine."""
 
+    by_token = True
+
     machine: Mapping[str, Any]
     """Facts of the one that it was planned on."""
 
