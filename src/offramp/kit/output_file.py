@@ -9,7 +9,6 @@ from typing import Any
 
 from offramp.errors import InputError
 from offramp.files import SEAL, json_object_in, open_regular, require_path
-from offramp.kit.output_folder import set_aside
 
 PAGE_MARK = b'<meta name="generator" content="offramp">'
 """In the head of every page (`report/templates/frame.html`)."""
@@ -60,6 +59,8 @@ def clear_for(path: Path, require: Callable[[Path], None]) -> None:
         try:
             require(path)
         except InputError:
+            from offramp.kit.output_folder import set_aside  # numpy comes with it
+
             set_aside(path, "was put there by something else meanwhile")
 
 
