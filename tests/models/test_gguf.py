@@ -663,6 +663,24 @@ def test_a_killed_conversion_leaves_no_folder_and_the_next_one_sweeps(tmp_path: 
     assert find_damage(folder) is None
 
 
+def test_what_lies_outside_of_a_converted_folder_is_never_part_of_it(tmp_path: Path, cache: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "default.jinja").write_text("other words")
+
+    def convert(path: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"whole")
+
+    folder = dense_folder(tmp_path / "some.gguf", "a" * 64, convert)
+    added = folder / "additional_chat_templates"
+    added.symlink_to(elsewhere)
+    assert find_damage(folder) == "additional_chat_templates was added"
+    added.unlink()
+    named = gguf_file.Converted({"../outside": gguf_file.sha256_of_file(elsewhere / "default.jinja")}, "")
+    gguf_file._FILE.write(folder / gguf_file.MANIFEST, named)
+    assert "leads outside of the folder" in str(find_damage(folder))
+
+
 def test_of_two_processes_one_converts_and_both_get_the_folder(tmp_path: Path, cache: Path) -> None:
     source = tmp_path / "some.gguf"
     first = start_conversion(source)

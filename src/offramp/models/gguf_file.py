@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
-from offramp.files import TEMPORARY_PREFIX, require_lock, sha256_of_file, sha256_of_text, sync_folder
+from offramp.files import (
+    TEMPORARY_PREFIX,
+    PathBelow,
+    require_lock,
+    sha256_of_file,
+    sha256_of_text,
+    sync_folder,
+)
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.checkpoint import AGAIN, StoredTensor
 from offramp.models.gguf_header import ARRAY, SCALARS, STRING, GgufHeader, read_header
@@ -246,7 +253,7 @@ DESCRIBED = "-described"
 class Converted:
     """What a converted folder holds: SHA-256 by file."""
 
-    files: Mapping[str, str]
+    files: Mapping[PathBelow, str]
     source: str
     """The name of the GGUF file."""
 
@@ -379,8 +386,9 @@ def find_damage(folder: Path) -> str | None:
         return f"{type(error).__name__}: {error}"
     except DamagedFileError as error:
         return error.what
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    others = sorted(found - {MANIFEST, *files})
+    # A link to a folder counts as a file: what it leads to is read as part of the model.
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    others = sorted({path.relative_to(folder).as_posix() for path in found} - {MANIFEST, *files})
     return f"{others[0]} was added" if others else None
 
 
