@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from tracing_models import tiny_llama, workload_of
 
-from offramp.errors import InputError
+from offramp.errors import DamagedFileError, InputError
 from offramp.testing.contracts import example_shape
+from offramp.tracing.sealed_parts import part_path
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -78,6 +79,40 @@ def test_rows_are_chosen_by_number_or_by_truth() -> None:
     assert np.array_equal(whole.at_rows([4, 0]).fact("top1"), TOP1[[4, 0]])
     assert np.array_equal(whole.at_rows(TOP1[:, 0] > 12).fact("top1"), TOP1[4:])
     assert whole.subset([1]).token_count == 2
+
+
+@pytest.mark.parametrize("kind", ["facts", "marginal"])
+def test_an_open_trace_never_reads_what_took_a_files_place(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "trace"
+    monkeypatch.chdir(tmp_path)
+    opened = [
+        trace(tiny_llama(), workload_of(lengths=(20, 30)), tokens=40, output=folder),
+        Trace.load("trace"),
+        Trace.load("trace"),
+    ]
+    monkeypatch.chdir("/")
+    path = part_path(folder, kind, 0)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)  # another file of the same bytes
+    assert read(opened.pop(), kind)
+    trace(tiny_llama(), workload_of(lengths=(20, 20)), tokens=30, output=folder, overwrite=True)
+    for one in opened:
+        with pytest.raises(DamagedFileError, match="changed since the trace was opened") as caught:
+            read(one, kind)
+        assert caught.value.where == str(path)
+        assert "load the trace again" in caught.value.fix
+    assert read(Trace.load(folder), kind)
+    path.unlink()
+    with pytest.raises(DamagedFileError, match="changed since the trace was opened"):
+        read(opened[0], kind)
+
+
+def read(trace: Trace, kind: str) -> int:
+    """How many numbers of a kind the trace reads."""
+    return trace.max_prob.size if kind == "facts" else trace.marginal.sums.size
 
 
 def test_a_trace_is_pickled_and_copied(tmp_path: Path) -> None:

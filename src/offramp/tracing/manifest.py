@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -316,6 +317,49 @@ def _follow(columns: Mapping[str, NDArray[Any]], context: int) -> bool:
     same, position, next_token = np.diff(columns["document"]), columns["position"], columns["next_token"]
     rises = (np.diff(position) == 1) | (position[:-1] == context - 1)
     return bool(np.all((same > 0) | ((same == 0) & rises & (next_token[:-1] == columns["token"][1:]))))
+
+
+Stamps = Mapping[str, tuple[int, int, int] | None]
+"""Inode, size and time of change of a trace's files by name, None for one that is missing."""
+
+
+def stamps_of(folder: Path, manifest: Manifest) -> Stamps:
+    """What tells later whether a file was replaced. Taken before the files are verified."""
+    names = [file.name for part in manifest.parts for file in part.files.values()]
+    return {name: _stamp(folder / name) for name in names}
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def as_verified(folder: Path, stamps: Stamps, part: PartRecord, kind: FileKind) -> Iterator[Path]:
+    """The file of a part, while it is read. Raises DamagedFileError if it is not the one that was verified.
+
+    Its bytes are only read for that if its stamp is another: a folder may be copied back.
+    """
+    file = part.files[kind]
+    path = folder / file.name
+
+    def require() -> None:
+        stamp = _stamp(path)
+        if stamp == stamps[file.name]:
+            return
+        if stamp is None or is_irregular(path) or sha256_of_file(path) != file.sha256:
+            error = damaged(path, "it changed since the trace was opened")
+            error.fix = "load the trace again, or run the same command again"
+            raise error
+
+    require()
+    try:
+        yield path
+    finally:
+        require()
 
 
 def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFileError]]:

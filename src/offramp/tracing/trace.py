@@ -21,14 +21,22 @@ from offramp.kit.arguments import checked
 from offramp.kit.rules import suggest
 from offramp.models.shape import ModelShape
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS, ROUNDING, DocumentFactName, FactName
-from offramp.tracing.manifest import DocumentRecord, Manifest, PartRecord, damaged_parts, read_manifest
+from offramp.tracing.manifest import (
+    DocumentRecord,
+    Manifest,
+    PartRecord,
+    Stamps,
+    as_verified,
+    damaged_parts,
+    read_manifest,
+    stamps_of,
+)
 from offramp.tracing.sealed_parts import (
     MARGINAL_BLOCKS,
     REFERENCE_TOP1,
     TOKEN_COLUMNS,
     Part,
     damaged,
-    part_path,
     read_columns,
     read_marginal,
     require_within,
@@ -140,20 +148,27 @@ class Trace(ShownAsHtml):
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
+        stamps = stamps_of(folder, manifest)
         for _, error in damaged_parts(folder, manifest):
             raise error
-        return cls.open(folder, manifest)
+        return cls.open(folder, manifest, stamps)
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest) -> Trace:
-        """The trace of a manifest whose parts were verified; facts are read when first asked for."""
-        parts = [part for part in manifest.parts if part.rows]
-        tokens = [read_columns(part_path(folder, "tokens", part.index)) for part in parts]
-        for part, columns in zip(parts, tokens, strict=True):
-            if columns.keys() != tokens[0].keys():
-                raise damaged(part_path(folder, "tokens", part.index), "its columns are not the first part's")
-        facts = partial(_fact_of_parts, folder, tuple(parts), len(manifest.exits), manifest.shape)
-        return cls._of_manifest(manifest, tokens, facts, partial(_sums_of_parts, folder, manifest), folder)
+    def open(cls, folder: Path, manifest: Manifest, stamps: Stamps) -> Trace:
+        """The trace of a manifest whose parts were verified; facts are read when first asked for.
+
+        stamps: of the files, from before they were verified.
+        """
+        parts, tokens = [part for part in manifest.parts if part.rows], list[dict[str, NDArray[Any]]]()
+        for part in parts:
+            with as_verified(folder, stamps, part, "tokens") as path:
+                tokens.append(read_columns(path))
+            if tokens[-1].keys() != tokens[0].keys():
+                raise damaged(path, "its columns are not the first part's")
+        place = folder.absolute()  # facts are read later, perhaps from another working directory
+        facts = partial(_fact_of_parts, place, stamps, tuple(parts), len(manifest.exits), manifest.shape)
+        sums = partial(_sums_of_parts, place, stamps, manifest)
+        return cls._of_manifest(manifest, tokens, facts, sums, folder)
 
     @classmethod
     def of_parts(cls, manifest: Manifest, parts: Sequence[Part]) -> Trace:
@@ -480,15 +495,15 @@ def read_only(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _fact_of_parts(
-    folder: Path, parts: Sequence[PartRecord], exits: int, shape: ModelShape, name: str
+    folder: Path, stamps: Stamps, parts: Sequence[PartRecord], exits: int, shape: ModelShape, name: str
 ) -> FactArray:
     # In place, part by part: a fact of a long trace would not fit into memory twice.
     described = FACT_BY_NAME[name]
     fact = np.empty((sum(part.rows for part in parts), exits), dtype=described.dtype)
     start = 0
     for part in parts:
-        path = part_path(folder, "facts", part.index)
-        columns = read_columns(path, [name, *([described.at_most] if described.at_most else [])])
+        with as_verified(folder, stamps, part, "facts") as path:
+            columns = read_columns(path, [name, *([described.at_most] if described.at_most else [])])
         column = columns[name]
         require_within(path, name, column, described.dtype, *described.limits(shape.vocabulary_size))
         if described.at_most and np.any(column > columns[described.at_most] + ROUNDING):
@@ -498,13 +513,14 @@ def _fact_of_parts(
     return fact
 
 
-def _sums_of_parts(folder: Path, manifest: Manifest) -> Iterator[Mapping[int, NDArray[np.float64]]]:
+def _sums_of_parts(
+    folder: Path, stamps: Stamps, manifest: Manifest
+) -> Iterator[Mapping[int, NDArray[np.float64]]]:
     for part in manifest.parts:
-        sums = read_marginal(folder, part.index)
+        with as_verified(folder, stamps, part, "marginal") as path:
+            sums = read_marginal(folder, part.index)
         if set(sums) != set(part.marginal_rows):
-            raise damaged(
-                part_path(folder, "marginal", part.index), "its blocks are not those of the manifest"
-            )
+            raise damaged(path, "its blocks are not those of the manifest")
         yield sums
 
 

@@ -38,6 +38,7 @@ from offramp.tracing.manifest import (
     damaged_parts,
     describe_trace,
     read_manifest,
+    stamps_of,
     write_manifest,
 )
 from offramp.tracing.plan import TracePlan, plan_with_answers, usable_context
@@ -191,10 +192,11 @@ class _Run:
         started = time.monotonic()
         if (folder / MANIFEST).exists():
             manifest = read_manifest(folder)
+            stamps = stamps_of(folder, manifest)
             broken = damaged_parts(folder, manifest)
             if not broken:
                 remove_states(folder)  # which a run that was killed after its last step left behind
-                return Trace.open(folder, manifest)
+                return Trace.open(folder, manifest, stamps)
             if not repair:
                 raise broken[0][1]
             for index, _ in broken:
