@@ -138,6 +138,12 @@ def test_a_prediction_says_what_a_stopwatch_said_of_such(monkeypatch: pytest.Mon
     by_hand = predict_module.expected(held, pricing_of(trace, machine(), 1, "propagate"))
     assert by_hand is not None
     assert by_hand.value == pytest.approx(1 / 0.6)
+    # Eleven tenths of 10 parts in 11 are all of the time: nothing is too fast.
+    fastest = predict_module.expected(
+        replace(found, net_speedup=Estimate(11.0)), pricing_of(trace, machine(), 1, "propagate")
+    )
+    assert fastest is not None
+    assert (fastest.low, fastest.high) == (None, None)
 
 
 @pytest.mark.parametrize(

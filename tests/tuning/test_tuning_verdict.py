@@ -14,6 +14,7 @@ from tuning_traces import easy_and_hard
 import offramp
 from offramp.costs.machine_registry import find_machine
 from offramp.errors import InputError
+from offramp.kit.typed import InvalidRecordError, from_json, to_json
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy
@@ -22,6 +23,7 @@ from offramp.policies.replay import ReplayResult, replay
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.scoring.estimate import Estimate
+from offramp.timing.results import Credit, Timing
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.curves import shortest_threshold
@@ -41,6 +43,29 @@ from policy_traces import make_shape, make_trace
 FLOORS = (0.99, 0.95, 0.9)
 # Heads against layers of 2,000 bytes: free, moderate, dear.
 HEADS = (10, 300, 4000)
+
+
+CONTRADICTED_RECORDS: list[tuple[Any, dict[str, Any], str]] = [
+    (Estimate(0.5, 0.4, 0.6), {"low": 0.9, "high": 0.1}, "begins at 0.9, above its end 0.1"),
+    (Speed(1.1, 1.0, 1.2, "measured", "local", True), {"low": 1.3}, "begins at 1.3"),
+    (Timing(1.0, 0.9, 1.1, 1, 0.0), {"high": 0.5}, "above its end 0.5"),
+    (Credit(1.1, 1.0, 1.2, "plain"), {"low": 1.3}, "begins at 1.3"),
+]
+
+
+@pytest.mark.parametrize(("record", "changed", "words"), CONTRADICTED_RECORDS)
+def test_a_record_whose_interval_has_its_ends_the_wrong_way_round_is_not_read(
+    record: Any, changed: dict[str, Any], words: str
+) -> None:
+    assert from_json(type(record), to_json(record)) == record
+    with pytest.raises(InvalidRecordError, match=words):
+        from_json(type(record), to_json(record) | changed)
+
+
+def test_no_certificate_is_read_by_which_more_passed_than_were_tested() -> None:
+    value = to_json(tuned("static:exit=4", "certified").certificate)
+    with pytest.raises(InvalidRecordError, match="of 1 candidates that were tested 2 passed"):
+        from_json(Certificate, value | {"passed": 2})
 
 
 @pytest.mark.parametrize("listed", [1.0, 0.9])

@@ -13,6 +13,13 @@ from typing_extensions import TypeVar
 
 from offramp.kit.numbers import Number
 
+
+def require_ordered(low: float | None, high: float | None) -> None:
+    """Raise ValueError for an interval whose ends are the wrong way round."""
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"its interval begins at {low:g}, above its end {high:g}")
+
+
 Value = TypeVar("Value", covariant=True, default=Number | None)
 """Of an estimate: a number, or None where it may be undefined."""
 
@@ -31,6 +38,9 @@ class Estimate(Generic[Value]):
     high: Number | None = None
     undefined: str | None = None
     no_interval: str | None = None
+
+    def __post_init__(self) -> None:
+        require_ordered(self.low, self.high)  # a percentile interval need not hold the value
 
     def scaled(self, factor: float) -> Estimate[Value]:
         """The estimate times a positive constant; what is undefined stays so."""

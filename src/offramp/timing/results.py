@@ -17,7 +17,7 @@ from offramp.kit.numbers import Count, NotNegative, Number, Positive, Proportion
 from offramp.kit.sealed_file import SealedFile
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.figures import FreeRunning, PositiveOf, ShareOf, SkippedOf
-from offramp.scoring.estimate import LEVEL, Estimate
+from offramp.scoring.estimate import LEVEL, Estimate, require_ordered
 from offramp.scoring.text_quality import TextQuality
 
 PLAIN, A_A, SHORT_LIST = "plain", "a/a", "short list"
@@ -68,6 +68,9 @@ class Timing:
     """Threads that compute."""
     load: NotNegative
     """The machine's load average over one minute at the start."""
+
+    def __post_init__(self) -> None:
+        require_ordered(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,9 @@ class Credit:
     """At the level of the measurement, chosen though that decoder is by the same times."""
     over: str
     """That decoder's name."""
+
+    def __post_init__(self) -> None:
+        require_ordered(self.low, self.high)
 
     @property
     def estimate(self) -> Estimate[float]:

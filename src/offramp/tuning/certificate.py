@@ -63,6 +63,10 @@ class Certificate:
     document_tokens: Lengths | None = None
     """Of a document that was replayed, None where none was."""
 
+    def __post_init__(self) -> None:
+        if self.passed > self.tested:
+            raise ValueError(f"of {self.tested} candidates that were tested {self.passed} passed")
+
     @property
     def of_tokens(self) -> str:
         """How long its documents are, to follow "documents": " of 16 tokens"; nothing if not known."""

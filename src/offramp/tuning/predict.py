@@ -263,9 +263,11 @@ def expected(held: HeldOut, pricing: Pricing) -> Estimate | None:
         return None
     saved = 1.0 - 1.0 / predicted
     value, low, high = (
-        None if share is None else 1.0 / (1.0 - share * saved)
+        None if share is None or share * saved >= 1.0 else 1.0 / (1.0 - share * saved)
         for share in (MEASURED_SHARE.value, MEASURED_SHARE.low, MEASURED_SHARE.high)
     )
+    if high is None:
+        return Estimate(value, no_interval="no speed is too high for so large a saving")
     return Estimate(value, low, high)
 
 

@@ -12,7 +12,7 @@ from offramp.kit.typed import NumberOrNan
 from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved, PositiveOf, ShareOf
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.whole_request import WholeRequest, of_request
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import Estimate, require_ordered
 from offramp.scoring.text_quality import TextQuality
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.tuned import FloorStanding, Tuned
@@ -53,6 +53,9 @@ class Speed:
     """Whether the machine could have been asked: a prediction then only shows that something is too slow."""
     seconds: NotNegative | None = None
     """That the measurement took, None if not known."""
+
+    def __post_init__(self) -> None:
+        require_ordered(self.low, self.high)
 
 
 @dataclass(frozen=True)
