@@ -33,7 +33,10 @@ from page_reader import Page
 
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=12)
-ESTIMATED = st.builds(Estimate, NUMBERS, NUMBERS, NUMBERS)
+ORDERED = st.tuples(NUMBERS, NUMBERS).map(
+    lambda ends: ends if None in ends or not ends[0] > ends[1] else ends[::-1]
+)
+ESTIMATED = st.builds(lambda value, ends: Estimate(value, *ends), NUMBERS, ORDERED)
 COMPARISONS = st.builds(
     Comparison,
     title=TEXTS,
