@@ -396,7 +396,22 @@ def test_arrays_that_do_not_fit_are_neither_written_nor_read(
     with monkeypatch.context() as patch:
         patch.setattr("offramp.heads.file.build_heads", lambda *arguments: None)
         write_heads(heads, path)
-    with pytest.raises(InputError, match=why):
+    with pytest.raises((InputError, DamagedFileError), match=why):
+        read_heads(path)
+
+
+@pytest.mark.parametrize("name", ["other", "lens.other", "lens.weight.0", "correctness.weights.1", "kv_maps"])
+def test_an_array_that_the_header_does_not_list_is_refused_before_any_is_read(
+    path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(header: dict[str, Any], description: dict[str, Any]) -> None:
+        end = max(entry["data_offsets"][1] for key, entry in description.items() if key != "__metadata__")
+        description[name] = {"dtype": "U8", "shape": [16], "data_offsets": [end, end + 16]}
+
+    rewrite(path, add)
+    path.write_bytes(path.read_bytes() + bytes(16))
+    monkeypatch.setattr("offramp.kit.sealed_tensors.read_arrays", None)
+    with pytest.raises(DamagedFileError, match=f"the array {name} belongs to nothing in its header"):
         read_heads(path)
 
 
@@ -427,7 +442,7 @@ def test_a_sealed_header_without_a_part_is_refused(path: Path, part: str) -> Non
         header[SEAL] = seal_of(content, example().arrays())
 
     rewrite(path, without)
-    with pytest.raises(InputError, match=part):
+    with pytest.raises(DamagedFileError, match=part):
         read_heads(path)
 
 
@@ -481,7 +496,7 @@ def test_a_classifier_without_layers_is_refused(path: Path, layers: int) -> None
         header[SEAL] = seal_of(content, example().arrays())
 
     rewrite(path, emptied)
-    with pytest.raises(InputError, match="classifiers"):
+    with pytest.raises(DamagedFileError, match="classifiers"):
         read_heads(path)
 
 

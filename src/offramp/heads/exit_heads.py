@@ -23,7 +23,7 @@ from offramp.heads.parts import (
     OwnHead,
     Weights,
 )
-from offramp.kit.numbers import Count, Layers, NotNegative
+from offramp.kit.numbers import Count, Layers, NotNegative, whole_number
 from offramp.kit.sealed_tensors import Arrays, seal_of
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.workloads.shared_text import WHOLE, Sketch
@@ -417,6 +417,32 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
     if unread := sorted(arrays.keys() - heads.arrays().keys()):
         raise reader.refused(f"the array {shortened(unread[0])} belongs to nothing in its header")
     return heads
+
+
+def unlisted_arrays(header: Mapping[str, Any], names: Collection[str]) -> list[str]:
+    """Of the names of arrays those that a header says nothing of.
+
+    Raises InvalidRecordError for a header that `ExitHeads.header` does not write.
+    """
+    said = from_json(_HeadsHeader, header)
+    parts: dict[str, type[HeadPart[Any]]] = dict.fromkeys(said.classifiers, Classifier)
+    parts |= {kind.PREFIX: kind for kind in (Lens, GatedNetwork, OwnHead) if getattr(said, kind.PREFIX)}
+    listed = {"shortlist", *(_TEXTS if said.texts else ())}
+    if said.kv_maps is not None:
+        parts |= {f"kv_maps.{one.exit}": ExitMaps for one in said.kv_maps.maps}
+        listed |= {f"kv_maps.{name}" for name in (_TEXTS if said.kv_maps.texts else ())}
+    listed |= {f"{prefix}.{name}" for prefix, kind in parts.items() for name in (*kind.AXES, *kind.JUDGED)}
+
+    def is_listed(name: str) -> bool:
+        of, _, number = name.rpartition(".")  # the layers of a classifier are numbered
+        fact, _, kind = of.rpartition(".")
+        place = whole_number(number, 0) if kind in ("weights", "biases") else None
+        return name in listed or (place is not None and place < said.classifiers.get(fact, 0))
+
+    return [name for name in names if not is_listed(name)]
+
+
+_TEXTS = ("texts.hashes", "texts.sizes")
 
 
 def _shortlist(reader: ArrayReader) -> NDArray[np.int32] | None:

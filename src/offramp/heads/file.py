@@ -12,7 +12,7 @@ from typing import Any
 from offramp.commands import command_for
 from offramp.errors import InputError
 from offramp.files import is_irregular, open_given, open_regular
-from offramp.heads.exit_heads import MADE_BY, ExitHeads, build_heads
+from offramp.heads.exit_heads import MADE_BY, ExitHeads, build_heads, unlisted_arrays
 from offramp.kit.sealed_tensors import SealedTensors
 from offramp.models.identity import CHECKPOINT, shown_name
 from offramp.models.training_record import TRAINING_FILE as TRAINING_FILE
@@ -26,7 +26,13 @@ and a lens whose fit is not known. Older files are those without them."""
 HEADER = "offramp_heads"
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, by its format."""
-FILE = SealedTensors(dict[str, Any], HEADER, "the file of exit heads is damaged: {name}", SCHEMA_VERSION)
+FILE = SealedTensors(
+    dict[str, Any],
+    HEADER,
+    "the file of exit heads is damaged: {name}",
+    SCHEMA_VERSION,
+    unlisted=unlisted_arrays,
+)
 
 
 def write_heads(heads: ExitHeads, path: str | Path) -> None:

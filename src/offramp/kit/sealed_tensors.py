@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic
@@ -16,7 +16,7 @@ from typing import IO, Any, Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import DamagedFileError, InputError, shortened
 from offramp.files import SEAL, JsonError, canonical_json, open_regular, parse_json, write_atomically
 from offramp.kit.sealed_file import VERSION
 from offramp.kit.typed import InvalidRecordError, Record, from_json, to_json
@@ -50,6 +50,8 @@ class SealedTensors(Generic[Record]):
     """The newest that is read, and that which is written; None for a layout without any."""
     contradictions: Callable[[Record, Arrays], Iterable[str]] = lambda header, arrays: ()
     """What of both cannot be true beside the rest of it."""
+    unlisted: Callable[[Mapping[str, Any], Collection[str]], Iterable[str]] = lambda header, names: ()
+    """Of the names of a file's arrays those that its header says nothing of; none of them is read then."""
 
     def __post_init__(self) -> None:
         DECLARED.append(self)
@@ -83,10 +85,6 @@ class SealedTensors(Generic[Record]):
         one of a newer version; OSError for what cannot be read.
         """
         header = self._header(path, fix)
-        try:
-            arrays = read_arrays(path, mapped=mapped)
-        except NoTensorsError as error:
-            raise self.damaged(path, f"it is {error}", fix) from error
         version, seal = header.pop(VERSION, None) if self.version else None, header.pop(SEAL, None)
         if self.version is not None and type(version) is int and version > self.version:
             raise InputError(
@@ -94,6 +92,11 @@ class SealedTensors(Generic[Record]):
                 where=str(path),
                 fix="update offramp, or make the file again with this version",
             )
+        try:
+            self._require_listed(path, header, fix)
+            arrays = read_arrays(path, mapped=mapped)
+        except NoTensorsError as error:
+            raise self.damaged(path, f"it is {error}", fix) from error
         known = self.version is None or (type(version) is int and version >= 1)
         if not known or seal != seal_of(header, arrays):
             raise self.damaged(path, "its bytes changed since it was written (SHA-256 differs)", fix)
@@ -101,6 +104,18 @@ class SealedTensors(Generic[Record]):
         for contradiction in self.contradictions(record, arrays):
             raise self.damaged(path, contradiction, fix)
         return record, arrays
+
+    def _require_listed(self, path: Path, header: Mapping[str, Any], fix: str) -> None:
+        """Refuse a file with other arrays than its header lists: a hole in a file is of any size."""
+        with opened(path) as file:
+            names = file.keys()
+        try:
+            unlisted = list(self.unlisted(header, names))
+        except InvalidRecordError as error:
+            raise self.foreign(path, error, fix) from error
+        if unlisted:
+            what = f"the array {shortened(unlisted[0])} belongs to nothing in its header"
+            raise self.damaged(path, what, fix)
 
     def stated(self, path: Path, fix: str) -> Record:
         """The header alone, not held against anything. Raises as `read`, but for changed bytes."""

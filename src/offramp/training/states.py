@@ -44,7 +44,12 @@ class States:
     """That the rows were planned for."""
 
 
-FILE = SealedTensors(States, "offramp_states", "the file of hidden states {name} is damaged")
+FILE = SealedTensors(
+    States,
+    "offramp_states",
+    "the file of hidden states {name} is damaged",
+    unlisted=lambda header, names: {*names} - {STREAMED},
+)
 
 
 @dataclass(frozen=True)
