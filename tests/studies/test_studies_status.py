@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from folder_cases import do, plan_of, task_of
 
 from offramp.files import sha256_of_file
 from offramp.studies.folder import StudyFolder
+from offramp.studies.journal import line_of
 from offramp.studies.locks import holding
 from offramp.studies.status import STATES, TimeLeft, status_of
 from offramp.studies.study import StudyFile, StudyPlan
@@ -133,6 +135,16 @@ def test_what_finished_tasks_took_corrects_estimates_and_stands_in_for_them(fold
         do(folder, task, seconds=seconds)
     # They took 180 s in the place of 60, the long one most of it: so will the last, of 40 s; a replay 4 s.
     assert left([*scores, *replays], folder) == TimeLeft(3 * 40.0 + 2 * 4.0, 0)
+
+
+def test_a_task_of_which_nobody_knows_what_it_took_says_nothing_of_others(folder: StudyFolder) -> None:
+    tasks = [task_of("score", number, seconds=10.0) for number in range(3)]
+    do(folder, tasks[0], seconds=20.0)
+    do(folder, tasks[1])
+    journal = folder.path / "journal.jsonl"
+    *events, last = folder.journal.read().events
+    journal.write_bytes(b"".join(map(line_of, (*events, replace(last, details={})))))
+    assert left(tasks, folder) == TimeLeft(20.0, 0)
 
 
 def test_what_a_running_task_has_run_for_is_taken_off(

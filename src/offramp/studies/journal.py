@@ -75,6 +75,12 @@ class Event:
     """Its number on `host`."""
     host: str = ""
 
+    @property
+    def seconds(self) -> float | None:
+        """That the task took, None where nothing says."""
+        took: float | None = self.details.get("seconds")
+        return took
+
 
 @dataclass(frozen=True)
 class JournalReading:

@@ -37,8 +37,8 @@ class Pace:
     def __init__(self, plan: StudyPlan, events: Sequence[Event]) -> None:
         took: dict[str, float] = {}
         for event in events:
-            if event.event == "finished" and event.task in plan.tasks:
-                took[event.task] = event.details["seconds"]
+            if event.event == "finished" and event.task in plan.tasks and event.seconds is not None:
+                took[event.task] = event.seconds
         finished: dict[str, list[tuple[Task, float]]] = defaultdict(list)
         for key, seconds in took.items():
             finished[plan.tasks[key].kind].append((plan.tasks[key], seconds))
