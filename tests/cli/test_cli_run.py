@@ -6,16 +6,20 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 from command_line import run_arguments, run_offramp, summary_of, tree
-from offramp.errors import ModelError
+from offramp.errors import DamagedFileError, ModelError
 from offramp.models.gguf_file import CACHE_VARIABLE
+from offramp.report.run_reading import RunReader
 from offramp.report.summary import summary_schema
 from offramp.runs import stages
+from offramp.studies.folder import StudyFolder
+from offramp.studies.journal import Journal, line_of
 from tiny_models import LAYERS, write_tokenizer
 
 SUMMARY_KEYS = {"verdict", "scores", "frontier", "predicted", "measured", "provenance"}
@@ -244,6 +248,27 @@ def test_what_is_damaged_in_a_run_is_mended_by_its_command(
     assert asked[:2] == ["run", str(arguments[1])]
     assert asked[asked.index("--output") + 1] == str(run_folder)
     assert "--repair" not in refused["fix"]
+
+
+def test_a_run_is_read_whose_journal_does_not_say_what_its_tasks_took(run_folder: Path) -> None:
+    path = run_folder / "journal.jsonl"
+    events = Journal(path).read().events
+    details = [{name: value for name, value in one.details.items() if name != "seconds"} for one in events]
+    lines = [line_of(replace(one, details=rest)) for one, rest in zip(events, details, strict=True)]
+    path.write_bytes(b"".join(lines))
+    assert RunReader(run_folder).result().workloads[0].seconds == 0.0
+
+
+def test_a_plan_with_two_rankings_of_one_text_is_refused(run_folder: Path) -> None:
+    folder = StudyFolder(run_folder)
+    plan = folder.read_plan()
+    first, second = (cell for cell in plan.cells if cell.kind == "league")
+    cells = [
+        replace(cell, workload=first.workload, policy="p") if cell is second else cell for cell in plan.cells
+    ]
+    folder.write_plan(replace(plan, cells=tuple(cells)))
+    with pytest.raises(DamagedFileError, match="2 cells of the kind league for"):
+        RunReader(run_folder)
 
 
 def test_a_file_beside_a_runs_own_is_not_said_to_be_mended_by_it(run_folder: Path) -> None:

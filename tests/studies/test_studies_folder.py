@@ -280,6 +280,11 @@ def test_a_plan_is_read_back_as_it_was(folder: StudyFolder) -> None:
         (lambda plan: replace(plan, jobs=plan.jobs[1:]), "which does not come before it"),
         (lambda plan: replace(plan, cells=(replace(plan.cells[0], kind="tune"),)), "of another kind"),
         (lambda plan: replace(plan, cells=(replace(plan.cells[0], model="n"),)), "names a model"),
+        (
+            lambda plan: replace(plan, cells=(*plan.cells, replace(plan.cells[0], policy="p"))),
+            "is in it twice",
+        ),
+        (lambda plan: replace(plan, cells=(*plan.cells, replace(plan.cells[0], task="t"))), "is in it twice"),
     ],
 )
 def test_a_plan_that_names_what_it_does_not_hold_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
 from offramp.costs.machine_registry import find_machine
 from offramp.costs.timings import TimingsProfile
 from offramp.defaults import BYTES, LOCAL
-from offramp.errors import DamagedFileError
+from offramp.errors import DamagedFileError, shortened
 from offramp.files import safe_name
 from offramp.heads.file import read_heads
 from offramp.kit.typed import from_json
@@ -28,7 +29,8 @@ from offramp.report.run_result import (
     WorkloadResult,
     summarised_heads,
 )
-from offramp.studies.folder import StudyFolder
+from offramp.studies.folder import FILE as PLAN_FILE
+from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.journal import Event, RunStart, date_of
 from offramp.studies.study import StudyPlan
 from offramp.studies.study_tables import NONE, OWN
@@ -62,6 +64,10 @@ class RunReader:
         self.folder = StudyFolder(path)
         self.plan: StudyPlan = self.folder.read_plan()
         self.study = self.plan.study
+        for (kind, workload), cells in Counter((one.kind, one.workload) for one in self.plan.cells).items():
+            if cells > 1:
+                what = f"it has {cells} cells of the kind {kind} for {shortened(workload)}, and a run has one"
+                raise PLAN_FILE.damaged(path / PLAN, what)
         for problem in self.folder.journal.read().problems:
             say(problem)
         self._traces: dict[str, tuple[Trace, tuple[Frontier, ...]]] = {}
@@ -178,7 +184,7 @@ class RunReader:
         ranking = self.folder.result(LeagueWork, ranked)
         tuned = self.answers(cell.workload).tuned
         passages = PASSAGE_FILE.read(self.folder.task_folder(task) / PASSAGE)
-        spent = [finished[one.key].details["seconds"] for one in (task, score) if one.key in finished]
+        spent = [finished[one.key].seconds or 0.0 for one in (task, score) if one.key in finished]
         return WorkloadResult(
             name=cell.workload,
             mode=trace.request["workload"]["mode"],

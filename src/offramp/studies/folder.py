@@ -35,6 +35,7 @@ from offramp.studies.task import (
     TRACE,
     Failure,
     KeptFingerprints,
+    StudyCell,
     Task,
     TaskManifest,
     check_files,
@@ -54,14 +55,20 @@ Result = TypeVar("Result")
 
 
 def _lacking(plan: StudyPlan) -> Iterator[str]:
-    """What a plan names and does not hold."""
+    """What a plan names and does not hold, or names twice."""
     known: set[str] = set()
     for task in plan.tasks.values():
         for need in set(task.needs.values()) - known:
             yield f"the task {task.key[:12]} needs {shortened(need)[:12]}, which does not come before it"
         known.add(task.key)
     models = {model.name for model in plan.study.models}
+    tasks, names = set[str](), set[StudyCell]()
     for cell in plan.cells:
+        nameless = dataclasses.replace(cell, task="")
+        if cell.task in tasks or nameless in names:
+            yield f"the cell {shortened(cell.name)} is in it twice"
+        tasks.add(cell.task)
+        names.add(nameless)
         if cell.task not in known or plan.tasks[cell.task].kind != cell.kind:
             yield f"the cell {shortened(cell.name)} names a task that is not in it, or of another kind"
         if cell.model not in models:
