@@ -298,6 +298,7 @@ IMPOSSIBLE_COLUMNS = {
     "logit_cosine": ("facts", float("nan")),
     "final_logprob": ("facts", 3.0),
     "block_00": ("marginal", -1.0),
+    "block_02": ("marginal", float("inf")),
 }
 """By column: its kind of file, and a number that it cannot hold."""
 
@@ -336,6 +337,7 @@ CHANGED_COLUMNS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "document": ("tokens", lambda values: values[::-1], "do not follow each other"),
     "generated": ("tokens", lambda values: values.astype(np.int8), "is of int8, not bool"),
     "block_00": ("marginal", lambda values: values.astype(np.float32), "is of float32, not float64"),
+    "block_02": ("marginal", np.zeros_like, r"block_02 adds up to 0, not to the \d+ rows of the block"),
 }
 """By column: its kind of file, what is done to it, and what is said of it."""
 

@@ -22,6 +22,7 @@ from offramp.files import (
     write_atomically,
 )
 from offramp.kit.sealed_file import SealedFile
+from offramp.tracing.facts import ROUNDING
 
 WHAT = "a file of the trace is damaged: {name}"
 FIX = "run the command that made the trace again with --repair; it traces only the damaged parts again"
@@ -220,16 +221,23 @@ def require_within(path: Path, name: str, column: ArrayOf, dtype: str, least: fl
         raise damaged(path, f"its column {name} holds {found:g}, and not {least:g} to {most:g}")
 
 
-def read_marginal(folder: Path, index: int) -> dict[int, NDArray[np.float64]]:
-    """The sums of p_L of one part by block (see `Part`)."""
+def read_marginal(folder: Path, index: int, rows: Mapping[int, int]) -> dict[int, NDArray[np.float64]]:
+    """The sums of p_L of one part by block (see `Part`). rows: of each block, which its sums add up to.
+
+    Raises DamagedFileError for other blocks, or sums that are not those of so many probabilities.
+    """
     path = part_path(folder, "marginal", index)
-    blocks = {_block_column(block): block for block in range(MARGINAL_BLOCKS)}
     columns = read_columns(path)
-    for name, sums in columns.items():
-        if name not in blocks:
-            raise damaged(path, f"its column {name} is of no block")
-        require_within(path, name, sums, "float64", 0, np.inf)
-    return {blocks[name]: sums for name, sums in columns.items()}
+    if columns.keys() != set(map(_block_column, rows)):
+        raise damaged(path, "its blocks are not those of the manifest")
+    found = {block: columns[_block_column(block)] for block in rows}
+    for block, sums in found.items():
+        most = rows[block] * (1 + ROUNDING)
+        require_within(path, _block_column(block), sums, "float64", 0, most)
+        if not abs(sums.sum() - rows[block]) <= rows[block] * ROUNDING:
+            what = f"its column {_block_column(block)} adds up to {sums.sum():g}"
+            raise damaged(path, f"{what}, not to the {rows[block]} rows of the block")
+    return found
 
 
 def _block_column(block: int) -> str:
@@ -251,11 +259,12 @@ def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequenc
     columns = {kind: read_columns(part_path(folder, kind, index)) for kind in ("facts", "tokens")}
     schema = pq.read_schema(part_path(folder, "tokens", index).absolute())
     details = parse_json(schema.metadata[DETAILS_KEY])
+    marginal_rows = {int(block): rows for block, rows in details["marginal_rows"].items()}
     return Part(
         index=index,
         tokens=columns["tokens"],
         facts={name: columns["facts"][name].reshape(-1, exits) for name in facts},
-        marginal=read_marginal(folder, index),
-        marginal_rows={int(block): rows for block, rows in details["marginal_rows"].items()},
+        marginal=read_marginal(folder, index, marginal_rows),
+        marginal_rows=marginal_rows,
         documents=tuple(PartDocument(**document) for document in details["documents"]),
     )
