@@ -54,6 +54,11 @@ def asked(
     return count, share, exits, floor, place
 
 
+class PathOfBytes:
+    def __fspath__(self) -> bytes:
+        return b"here"
+
+
 def test_numbers_of_every_kind_become_pythons() -> None:
     found = asked(np.int64(3), np.float32(0.5), np.array([1, 2]), None, Path("here"))
     assert found == (3, 0.5, (1, 2), None, Path("here"))
@@ -70,6 +75,7 @@ def test_numbers_of_every_kind_become_pythons() -> None:
         ({"share": "half"}, "share cannot be str 'half'", "give float"),
         ({"exits": [1.9]}, "exits cannot be list [1.9]", "give str or tuple[int, ...]"),
         ({"place": b"here"}, "place cannot be bytes b'here'", "give str or Path or None"),
+        ({"place": PathOfBytes()}, "place cannot be PathOfBytes", "give str or Path or None"),
         ({"count": None}, "count cannot be None", "give int"),
         ({"exits": {1: 2}}, "exits cannot be dict", "give str"),
         ({"floor": {"agreement": None}}, "floor cannot be dict", "give Mapping[str, float]"),

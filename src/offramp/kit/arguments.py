@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -462,12 +462,19 @@ def _only(*kinds: Any) -> Callable[[Any], Any]:
     return read
 
 
+def _path(value: Any) -> Any:
+    """A path as it is, of any class whose path is a text: who joins paths takes no bytes."""
+    if not isinstance(value, PathLike) or not isinstance(fspath(value), str):
+        raise _Unfit
+    return value
+
+
 PLAIN: Mapping[Any, Callable[[Any], Any]] = {
     int: _whole,
     float: _number,
     str: _only(str),
     bool: _truth,
-    Path: _only(PathLike),
+    Path: _path,
     types.NoneType: _only(types.NoneType),
 }
 """By annotation, what reads a value of it."""
