@@ -122,6 +122,8 @@ def test_a_trace_is_pickled_and_copied(tmp_path: Path) -> None:
             assert other.fact_names == one.fact_names
             for name in one.fact_names:
                 assert np.array_equal(other.fact(name), one.fact(name), equal_nan=True)
+            for values in (other.exits, *other.token_columns.values(), other.fact("top1")):
+                assert not values.flags.writeable
     again = pickle.loads(pickle.dumps(Trace.load(tmp_path / "trace")))
     assert np.array_equal(again.marginal.sums, traced.marginal.sums)
     with pytest.raises(InputError, match="no marginal"):

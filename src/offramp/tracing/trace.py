@@ -346,6 +346,15 @@ class Trace(ShownAsHtml):
             return self.fact(name)
         raise AttributeError(f"a trace has no attribute {name!r}; of facts {suggest(name, FACT_BY_NAME)}")
 
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take over what was copied or pickled, from which arrays come writable."""
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):
+                value = read_only(value)
+            elif name in ("_facts", "_document_facts"):
+                value = {of: read_only(fact) for of, fact in value.items()}
+            setattr(self, name, value)
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self.fact_names})
 
