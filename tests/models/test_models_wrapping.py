@@ -155,6 +155,15 @@ def test_a_replaced_output_head_is_noticed(wrapped: Model) -> None:
         offramp.trace(wrapped, TEXTS, tokens=20)
 
 
+def test_a_copy_of_a_model_is_told_from_one_whose_output_head_was_replaced(wrapped: Model) -> None:
+    """Its exits and who it is are those of the first, so that it has to be wrapped itself."""
+    copied = copy.deepcopy(wrapped)
+    with pytest.raises(ModelError, match="or the model was copied") as caught:
+        offramp.trace(copied, TEXTS, tokens=20)
+    assert "offramp.wrap(model.hf, model.tokenizer)" in caught.value.fix
+    assert offramp.trace(offramp.wrap(copied.hf, copied.tokenizer), TEXTS, tokens=20).token_count
+
+
 def test_a_changed_tokenizer_is_noticed(wrapped: Model) -> None:
     before = wrapped.identity.fingerprint
     wrapped.tokenizer.chat_template = "{{ messages[0].content }}"

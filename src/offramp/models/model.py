@@ -430,9 +430,10 @@ class Model:
         weight, now = self.stack.head_weight, getattr(self.stack.head, "weight", None)
         if weight is not None and now is not None and weight.data_ptr() != now.data_ptr():
             raise ModelError(
-                "the weights of the output head were replaced since the exits were found",
+                "the weights of the output head were replaced since the exits were found, or the model was "
+                "copied",
                 where=self.shown_name,
-                fix="wrap the model again: offramp.wrap(hf_model, tokenizer)",
+                fix="wrap the model again: offramp.wrap(model.hf, model.tokenizer)",
             )
         with evaluating(self.hf):
             yield
