@@ -293,6 +293,7 @@ NO_OPENING = {"Trace.open", "cls.open", "source.open", "ExecutionStore.open", "r
 OWN, SYSTEM, CODE = "a file of offramp's own", "the operating system's", "part of an installed package"
 OPENED_BEFORE = "a library takes paths alone; `open_regular` opened it before"
 OPENERS = {
+    "cli/main.py: os.fdopen": SYSTEM,
     "cli/main.py: os.open": SYSTEM,
     "costs/aiconfigurator.py: parquet.ParquetFile": CODE,
     "costs/aiconfigurator.py: path.read_text": CODE,

@@ -144,6 +144,15 @@ def test_a_closed_standard_input_or_output_is_said(tiny_model: Path) -> None:
     assert "standard output is closed" in gone.stderr
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["list", "policies"], 0), (["score", "nothing"], 2)])
+def test_a_command_works_where_standard_error_is_closed(arguments: list[str], code: int) -> None:
+    ended = subprocess.run(
+        [*ENTRY, *arguments, "--json"], stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.close(2)
+    )
+    assert ended.returncode == code
+    assert "{" in ended.stdout
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
 def test_json_that_cannot_be_written_is_no_traceback(trace: Path) -> None:
     with Path("/dev/full").open("w") as full:

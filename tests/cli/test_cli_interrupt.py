@@ -182,6 +182,24 @@ def test_a_signal_that_was_lost_is_sent_again(
     assert "kept" not in stopped.json["error"]["what"]
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_an_error_is_prepared_ends_it(
+    how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given(_: list[str]) -> dict[str, object]:
+        signal.raise_signal(how)
+        return {}
+
+    monkeypatch.setattr("offramp.cli.main._given", given)
+    usual = signal.default_int_handler if how == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(how, usual)
+    try:
+        stopped = run_offramp("score", tmp_path, "--json").require(128 + how)
+    finally:
+        signal.signal(how, before)
+    assert stopped.json["error"]["fix"].startswith("run the same command again: offramp score")
+
+
 def test_of_two_runs_the_second_is_refused_and_after_a_kill_the_rerun_equals_an_undisturbed_run(
     tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -227,6 +227,10 @@ def main() -> None:
     """
     # Waiting threads that spin make small products many times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if sys.stderr is None:  # closed: nobody is to be told, and no file of ours may become number 2
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.set_inheritable(2, True)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
     # Bars of other libraries would fill a log; ours say a line now and then. Read where tqdm is imported.
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -239,11 +243,7 @@ def main() -> None:
     AT_WORK.set(None)
     try:
         with _stoppable():
-            _require_text(sys.argv[1:])
-            _require_surroundings()
-            exit_code = app(standalone_mode=False, prog_name="offramp") or 0
-            if exit_code == INTERRUPTED:  # the parser catches Ctrl-C, and returns this
-                raise KeyboardInterrupt
+            exit_code = _run(as_json)
     except (KeyboardInterrupt, typer.Abort):
         exit_code = show_error(_interrupted("interrupted", INTERRUPTED), as_json=as_json)
     except _Stopped as stopped:
@@ -253,6 +253,23 @@ def main() -> None:
         else:
             with contextlib.suppress(OSError):  # a hang-up takes the terminal with it
                 show_error(_interrupted(name, exit_code), as_json=as_json)
+    except BrokenPipeError as problem:
+        unread = _reader_gone.wait(1.0)
+        exit_code = _end_unread() if unread else show_error(_system_error(problem), as_json=as_json)
+    sys.exit(exit_code)
+
+
+def _run(as_json: bool) -> int:
+    """The exit code of the command, which has said its error. What stops it, or its reader's end, is raised,
+    also while an error is prepared and shown."""
+    try:
+        _require_text(sys.argv[1:])
+        _require_surroundings()
+        exit_code: int = app(standalone_mode=False, prog_name="offramp") or 0
+        if exit_code == INTERRUPTED:  # the parser catches Ctrl-C, and returns this
+            raise KeyboardInterrupt
+    except (typer.Abort, BrokenPipeError):
+        raise
     except USAGE_ERROR as problem:
         exit_code = show_error(_usage_error(problem), as_json=as_json)
     except OfframpError as error:
@@ -263,8 +280,6 @@ def main() -> None:
     except (MemoryError, RuntimeError, OSError, ImportError) as problem:
         if is_out_of_memory(problem):
             exit_code = show_error(_out_of_memory(problem), as_json=as_json)
-        elif isinstance(problem, BrokenPipeError) and _reader_gone.wait(1.0):
-            exit_code = _end_unread()
         elif isinstance(problem, OSError):
             exit_code = show_error(_system_error(problem), as_json=as_json)
         elif _while_importing_torch(problem):
@@ -275,7 +290,7 @@ def main() -> None:
         if not _while_importing_torch(problem):
             raise
         exit_code = show_error(_no_torch(problem), as_json=as_json)
-    sys.exit(exit_code)
+    return exit_code
 
 
 def _of_a_run(error: OfframpError) -> OfframpError:
