@@ -367,6 +367,25 @@ def test_a_panic_of_a_tokenizer_is_an_error_that_names_its_file(llama_folder: Pa
     assert refused.value.where == str(llama_folder / "tokenizer.json")
 
 
+class Stop(BaseException):
+    """As the command line's signals are raised."""
+
+
+@pytest.mark.parametrize(
+    "read",
+    ["AutoConfig.from_pretrained", "AutoTokenizer.from_pretrained", "PreTrainedTokenizerFast.__call__"],
+)
+def test_what_stops_the_command_is_no_fault_of_the_files(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(f"transformers.{read}", stop)
+    with pytest.raises(Stop):
+        load_model(llama_folder)
+
+
 def test_a_folder_of_a_gguf_alone_is_told_to_give_the_file(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelError, match=r"no config.json") as refused:

@@ -61,11 +61,12 @@ def token_ids(tokenizer: Any, **asked: Any) -> list[int]:
 
 
 def raise_if_not_a_librarys(error: BaseException) -> None:
-    """Raise an error again that no library means: an interruption, short memory, or one of offramp's.
+    """Raise an error again that no library means: what stops the command, short memory, or one of offramp's.
 
-    tokenizers raises plain Exceptions, and its panics are BaseExceptions.
+    tokenizers raises plain Exceptions, and its panics, which are BaseExceptions of a module of their own.
     """
-    if isinstance(error, OfframpError | KeyboardInterrupt | SystemExit | GeneratorExit):
+    panicked = type(error).__module__ == "pyo3_runtime"
+    if isinstance(error, OfframpError) or not (isinstance(error, Exception) or panicked):
         raise error
     raise_if_out_of_memory(error)
 
