@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pytest
 from command_line import tree
 from offramp.decoding.execution.execution import EXECUTIONS_FOLDER
 from offramp.errors import InputError, OfframpError
-from offramp.files import sha256_of_file, write_sealed_json, write_text_atomically
+from offramp.files import sha256_of_file, write_atomically, write_sealed_json, write_text_atomically
 from offramp.heads.file import EXITS_FILE, TRAINING_FILE
 from offramp.kit.output_folder import NEW, OutputFolder
 from offramp.report import REPORT_FILE
@@ -39,7 +40,8 @@ def write(folder: Path, name: str, content: str) -> None:
 
 def write_trace(folder: Path, result: str) -> None:
     """A file of a part, its seal, and the manifest last."""
-    write(folder, "facts-00000.parquet", result)
+    table = pa.table({"token": [1]}).replace_schema_metadata({REQUEST_KEY: result})
+    write_atomically(folder / "facts-00000.parquet", lambda path: pq.write_table(table, path))
     sealed = {"request": result, "files": {"facts": sha256_of_file(folder / "facts-00000.parquet")}}
     write_sealed_json(seal_path(folder, 0), sealed)
     manifest = {one.name: None for one in fields(Manifest)} | {"request": trace_request(result)}
@@ -203,6 +205,45 @@ def test_a_part_that_was_not_sealed_is_ours_by_what_it_says(tmp_path: Path) -> N
         "facts-00000.parquet",
         "tokens-00001.parquet",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "left"),
+    [
+        ("trace", "facts-00000.parquet", False),
+        ("trace", "facts-00000.parquet", True),
+        ("trace", MANIFEST, False),  # left by a kill it is refused
+        ("training", EXITS_FILE, False),
+        ("training", EXITS_FILE, True),
+        ("training", TRAINING_FILE, False),
+    ],
+)
+def test_what_somebody_puts_in_a_files_place_meanwhile_is_kept(
+    kind: str, name: str, left: bool, tmp_path: Path
+) -> None:
+    """Also where the command is killed before it writes that file, and given again."""
+
+    def put(place: Path) -> None:
+        (place / name).write_text("mine")
+
+    def killed(place: Path, result: str) -> None:
+        put(place)
+        raise Killed
+
+    def filled(place: Path, result: str) -> None:
+        put(place)
+        KINDS[kind].fill(place, result)
+
+    if left:
+        with pytest.raises(Killed):
+            dataclasses.replace(KINDS[kind], fill=killed).make(tmp_path, "new")
+        KINDS[kind].make(tmp_path, "new")
+    else:
+        dataclasses.replace(KINDS[kind], fill=filled).make(tmp_path, "new")
+    assert (tmp_path / f"{name}.changed").read_text() == "mine"
+    assert (tmp_path / name).read_bytes() != b"mine"
+    KINDS[kind].make(tmp_path, "newer")
+    assert (tmp_path / f"{name}.changed").read_text() == "mine"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "executions"])

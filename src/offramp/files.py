@@ -335,6 +335,25 @@ def disk_full(path: Path, written: int) -> DiskFullError:
     )
 
 
+def _nothing(path: Path) -> None:
+    pass
+
+
+_asked: dict[Path, Callable[[Path], None]] = {}
+
+
+@contextlib.contextmanager
+def asked_before(folder: Path, ask: Callable[[Path], None]) -> Iterator[None]:
+    """Within the block, call `ask` with each path right in a folder just before `write_atomically` puts a
+    file there."""
+    place = folder.absolute()
+    _asked[place] = ask
+    try:
+        yield
+    finally:
+        del _asked[place]
+
+
 def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool = False) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
@@ -367,6 +386,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool =
             temporary.chmod(readable)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        _asked.get(path.parent.absolute(), _nothing)(path)
         os.replace(temporary, path)
         if apart:
             made.rmdir()

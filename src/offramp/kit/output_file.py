@@ -59,9 +59,9 @@ def clear_for(path: Path, require: Callable[[Path], None]) -> None:
         try:
             require(path)
         except InputError:
-            from offramp.kit.output_folder import set_aside  # numpy comes with it
+            from offramp.kit.output_folder import PUT_THERE, set_aside  # numpy comes with it
 
-            set_aside(path, "was put there by something else meanwhile")
+            set_aside(path, f"{PUT_THERE} meanwhile")
 
 
 def _is_page(path: Path) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, Generic, Literal, TypeVar
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import (
     PathBelow,
+    asked_before,
     is_temporary,
     locked_folder,
     remove,
@@ -42,6 +43,9 @@ WHOLE = ".offramp-whole.json"
 LOCK = ".lock"
 CHANGED = ".changed"
 """What is added to the name of a file that was changed since it was written, to write a new one."""
+
+PUT_THERE = "was put there by something else"
+"""What is said of a file that is kept under another name where ours is written for the first time."""
 
 UNKNOWN = ""
 """In the place of a SHA-256 that only the record of the folder may know."""
@@ -223,12 +227,25 @@ class OutputFolder(Generic[Asked]):
             with self.files(path).writing(self.request_name):
                 self.request.write(path / self.request_name, asked)
         self._let_vouch(path)
-        before, own = set(files_below(path)), self.own(path) or {}
-        new = [name for name, seal in own.items() if seal == UNKNOWN and name not in before]
-        files = OwnFiles(path)
-        files.expect(*new)
+        own = self.own(path) or {}
+        files = OwnFiles(path, own)
+        ours = {RECORD_FILE, *(name for name, seal in files.listed().items() if seal != UNKNOWN)}
+        new: list[str] = []
+
+        def ask(file: Path) -> None:
+            """What is written here for the first time replaces nothing: what stands there is somebody's."""
+            if file.name in ours:
+                return
+            ours.add(file.name)
+            if os.path.lexists(file):
+                set_aside(file, PUT_THERE)
+            if own.get(file.name) == UNKNOWN:
+                new.append(file.name)
+                files.expect(file.name)
+
         try:
-            yield
+            with asked_before(path, ask):
+                yield
         except BaseException:
             files.adopt(*new)
             if not begun and files_below(path) == [self.request_name]:
