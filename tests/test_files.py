@@ -34,6 +34,7 @@ from offramp.files import (
     read_json,
     require_writable,
     sha256_of_file,
+    sync_folder,
     write_atomically,
     write_text_atomically,
 )
@@ -55,6 +56,21 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
         write_text_atomically(place, "{}")
     assert refused.value.where == str(place)
     assert [path.name for path in tmp_path.rglob("*")] == ["plan.json", "of the user"]
+
+
+def test_a_disk_that_fails_while_a_file_is_flushed_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output error") as failed:
+        write_text_atomically(tmp_path / "plan.json", "{}")
+    assert failed.value.filename == str(tmp_path / "plan.json")
+    with pytest.raises(OSError, match="Input/output error") as failed:
+        sync_folder(tmp_path)
+    assert failed.value.filename == str(tmp_path)
 
 
 def test_what_a_library_makes_for_one_user_is_as_readable_as_other_files(tmp_path: Path) -> None:

@@ -396,6 +396,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool =
         written = 0 if kept is None else os.stat(kept).st_size
         if (full := no_room(error, path, written)) is not None:
             raise full from error
+        if isinstance(error, OSError) and error.filename is None:  # of a descriptor
+            error.filename = str(path)
         raise
     finally:
         if held is not None:
@@ -486,6 +488,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(folder)
+        raise
     finally:
         os.close(descriptor)
 
