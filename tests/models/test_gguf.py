@@ -606,6 +606,22 @@ def test_a_link_in_the_cache_is_replaced_and_what_it_leads_to_is_left(tmp_path: 
     assert (moved / "model.safetensors").read_bytes() == b"whole"
 
 
+def test_a_copy_that_vanishes_before_it_is_read_is_no_bad_input(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanishes(*given: Any) -> Path:
+        folder = dense_folder(*given)
+        shutil.rmtree(cache)
+        return folder
+
+    monkeypatch.setattr(source, "dense_folder", vanishes)
+    write_gguf(tmp_path / "tiny.gguf")
+    with pytest.raises(OfframpError, match=r"the converted copy of tiny\.gguf was removed") as failed:
+        load_model(str(tmp_path / "tiny.gguf"))
+    assert failed.value.exit_code == 1
+    assert failed.value.where.startswith(str(cache))
+
+
 def test_a_cache_in_the_home_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, "~no such user/cache")
     with pytest.raises(InputError, match="home directory") as error:

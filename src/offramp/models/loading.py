@@ -90,8 +90,7 @@ def load_source(
     Raises ModelError: a tokenizer of another model, missing or non-finite weights, weights of layers that the
     config does not have, a family that transformers does not know, or exits that cannot be read out exactly.
     """
-    source = source.whole()
-    with quiet_transformers():
+    with source.unpacked() as source, quiet_transformers():
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         maker = load_maker(source, trust_remote_code=trust_remote_code)
         hf, unexpected = _load_weights(source, dtype, trust_remote_code, placement or Placement())

@@ -10,13 +10,14 @@ import difflib
 import importlib.metadata
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from offramp.errors import ModelError
+from offramp.errors import ModelError, OfframpError
 from offramp.files import is_irregular, read_json, sha256_of_file
 from offramp.kit.rules import near_paths
 from offramp.models.checkpoint import (
@@ -131,6 +132,22 @@ class ModelFiles:
             convert_to_safetensors(packed, folder)
 
         return replace(self, folder=dense_folder(self.packed, self.identity.weights, convert))
+
+    @contextmanager
+    def unpacked(self) -> Iterator[ModelFiles]:
+        """The same as `whole`, read within the block; where that fails because the converted copy of a .gguf
+        file was removed meanwhile, OfframpError says so."""
+        source = self.whole()
+        try:
+            yield source
+        except (OfframpError, OSError) as error:
+            if self.packed is None or (source.folder / MANIFEST).is_file():
+                raise
+            raise OfframpError(
+                f"the converted copy of {self.packed.name} was removed while it was read",
+                where=str(source.folder),
+                fix="run the same command again: it is converted again",
+            ) from error
 
     def stored(self) -> Mapping[str, StoredTensor]:
         """Every stored tensor, from headers alone. Raises ModelError if they are damaged."""

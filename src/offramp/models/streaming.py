@@ -362,8 +362,7 @@ def needed_memory(source: ModelFiles, dtype: str, *, trust_remote_code: bool = F
 
     Raises ModelError if the model cannot be read layer by layer, or if the files do not fit the config.
     """
-    source = source.whole()
-    with quiet_transformers():
+    with source.unpacked() as source, quiet_transformers():
         skeleton = build_skeleton(source, dtype=dtype, trust_remote_code=trust_remote_code)
         weight_map = map_weights(skeleton, read_headers(source.folder))
         return memory_need(weight_map, plan_partial_model(skeleton))
@@ -414,8 +413,7 @@ def load_streamed(
     the weight files do not fit the config, or if the family cannot be run layer by layer. A weight that is
     not finite is refused when its layer is read.
     """
-    source = source.whole()
-    with quiet_transformers():
+    with source.unpacked() as source, quiet_transformers():
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         skeleton = build_skeleton(source, dtype=dtype, trust_remote_code=trust_remote_code)
         weight_map = map_weights(skeleton, read_headers(source.folder))
