@@ -67,8 +67,9 @@ def test_chat_with_a_template_ends_with_the_generation_prompt(tmp_path: Path) ->
 )
 def test_a_template_that_fails_is_an_error_and_not_a_traceback(tmp_path: Path, template: str) -> None:
     loaded = tokenizer(tmp_path, chat_template=template)
-    with pytest.raises(ModelError, match="chat template"):
+    with pytest.raises(ModelError, match="chat template") as refused:
         encode_chat(loaded, BosPolicy("none"), "w5")
+    assert "leave --chat out" in refused.value.fix
 
 
 def test_chat_without_a_template_is_a_plain_turn_and_says_so(llama_folder: Path) -> None:

@@ -37,7 +37,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Numerical libraries reserve memory for each of their threads, and rendering needs none."""
 
 CANNOT_WRITE = "the model's chat template cannot write these turns"
-OTHER_TEMPLATE = "trace a workload of given texts, or repair the chat template there"
+OTHER_TEMPLATE = "leave --chat out, trace a workload of given texts, or repair the chat template there"
 
 _ONE_AT_A_TIME = threading.Lock()
 
