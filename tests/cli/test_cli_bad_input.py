@@ -45,6 +45,8 @@ BEFORE_LOADING = [
     ("run|trace", "-o ''", "the output has no name", "the current folder"),
     ("generate", "--image ''", "the file has no name", "name one"),
     ("generate", "--audio=", "the file has no name", "name one"),
+    ("replay|generate", "--heads ''", "the file has no name", "name one"),
+    ("replay", "--execute --model ''", "the value is empty", "leave --model out"),
     ("trace", "--signals restrictd", "unknown signal 'restrictd'", "did you mean 'restricted'"),
     ("trace", "--signals prompt_entropy", "a workload of given texts has none", "chat or math"),
     ("trace", "--memory lots", "'lots' is not an amount of memory", ""),

@@ -356,7 +356,7 @@ def _require_text(words: list[str]) -> None:
         nameless = option if not word else word.removesuffix("=") if word.endswith("=") else ""
         if nameless in ("-o", "--output"):
             raise InputError("the output has no name", where="-o", fix="name one, . for the current folder")
-        if nameless in ("--image", "--audio"):
+        if nameless in ("--image", "--audio", "--heads", "--executions"):
             raise InputError("the file has no name", where=nameless, fix="name one")
         try:
             word.encode()

@@ -219,6 +219,11 @@ class Request(Options):
                 require_path(output)
                 field.writes.require(self, Path(output))
         self.check()
+        for field in fields:  # what nothing above refused would be taken for not given
+            if getattr(self, field.name) == "" != field.default:
+                option = f"--{field.switch('').replace('_', '-')}"
+                leave = "" if missing(field) else f", or leave {option} out"
+                raise InputError("the value is empty", where=option, fix=f"give one{leave}")
 
     def identity(self) -> dict[str, Any]:
         """What makes it another request, by name."""
