@@ -172,8 +172,8 @@ def test_steps_have_threads_of_their_own_which_are_chosen_once(
     assert counts == {"decode": 1}
     tasks = StudyFolder(folder).read_plan().tasks.values()
     assert {task.kind: task.recipe["threads"] for task in tasks if "threads" in task.recipe} == {
-        **dict.fromkeys(("trace", "heads", "score", "league"), 2),
-        **dict.fromkeys(("profile", "certify", "decode"), 1),
+        **dict.fromkeys(("trace", "heads", "score", "league", "certify"), 2),
+        **dict.fromkeys(("profile", "decode"), 1),
     }
     machine = RunStart.last(StudyFolder(folder).journal.read().events).machine
     assert (machine["threads"], machine["decode_threads"]) == (2, 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tracing_models import tiny_llama
 
-from offramp.models.process import use_threads, with_threads
+from offramp.models.process import use_threads, with_most_threads, with_threads
 from offramp.timing import threads
 from offramp.timing.threads import AS_FAST, fewest_threads
 
@@ -80,3 +80,17 @@ def test_a_real_model_decodes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with with_threads(2):
         assert fewest_threads(tiny_llama()) in (1, 2)
+
+
+def test_many_tokens_at_once_have_the_threads_that_one_does_without() -> None:
+    use_threads(2)
+    use_threads(1)
+    with with_most_threads():
+        assert torch.get_num_threads() == 4
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(3)  # somebody else's wish
+    with with_most_threads():
+        assert torch.get_num_threads() == 3
+    use_threads(5)
+    with with_most_threads():
+        assert torch.get_num_threads() == 5

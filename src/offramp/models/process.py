@@ -84,11 +84,28 @@ def parse_size(text: str, option: str) -> int:
     return round(size)
 
 
+_most_threads: dict[int, int] = {}
+"""By the threads that `use_threads` set: the most that there were before."""
+
+
 def use_threads(count: int) -> None:
     """Let torch compute with so many threads from now on: the order of its sums depends on them."""
     import torch
 
+    before = torch.get_num_threads()
+    most = max(count, _most_threads.get(before, before))
+    _most_threads.clear()
+    _most_threads[count] = most
     torch.set_num_threads(count)
+
+
+def with_most_threads() -> contextlib.AbstractContextManager[None]:
+    """All the threads that torch had since `use_threads` lowered them, for a while: many tokens at once are
+    computed, where one alone waits for memory."""
+    import torch
+
+    now = torch.get_num_threads()
+    return with_threads(_most_threads.get(now, now))
 
 
 @contextlib.contextmanager

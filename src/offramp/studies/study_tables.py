@@ -77,7 +77,7 @@ class StudySettings(TomlTable):
     threads: Threads = Field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Of torch, by default the cores at hand."""
     decode_threads: Threads | None = None
-    """Of what decodes token by token and is timed; by default `threads`."""
+    """Of what times single tokens; by default `threads`."""
     exits: str | tuple[Count, ...] = "all"
     context: Count | None = None
     document_tokens: Count | None = None

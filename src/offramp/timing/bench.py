@@ -27,7 +27,7 @@ from offramp.kit.given import Given, GivenIds, given_of
 from offramp.kit.numbers import Copied, Count, NotNegative, TimedTokens, Whole
 from offramp.kit.rules import Margin
 from offramp.models.model import Model, in_evaluation
-from offramp.models.process import quiet_transformers
+from offramp.models.process import quiet_transformers, with_most_threads
 from offramp.policies.figures import FreeRunning
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.policy import ExitPolicy
@@ -427,7 +427,8 @@ def judge_measurement(
     """
     result = replace(measured.result, notes=(*measured.result.notes, *notes))
     if quality:
-        judged = judged_answers(measured, seed=seed)
+        with with_most_threads():
+            judged = judged_answers(measured, seed=seed)
         result = with_agreement(result, measured.setting, judged)
         measured = replace(measured, free_running=judged)
     forecasts = (

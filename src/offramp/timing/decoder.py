@@ -21,6 +21,7 @@ from offramp.models.calls import UNFIT_ERRORS, first_tensor
 from offramp.models.conditioned import own_model, probing
 from offramp.models.devices import synchronise
 from offramp.models.model import Model
+from offramp.models.process import with_most_threads
 from offramp.models.stack import ExitStack
 from offramp.timing.results import PLAIN, Contender
 from offramp.tracing.plan import cannot_generate
@@ -155,7 +156,8 @@ class Stepping:
         self._seconds = 0.0
         wait_for(prompts)
         started = time.perf_counter()
-        self._running = start(prompts, new_tokens)
+        with with_most_threads():
+            self._running = start(prompts, new_tokens)
         wait_for(prompts)
         self._first_seconds = time.perf_counter() - started
 

@@ -198,7 +198,7 @@ def no_time(decoder: Decoder) -> Contender:
     return left_out(decoder.name, decoder.role, NO_TIME, full_depth=decoder.full_depth)
 
 
-PILOT_TOKENS, PILOT_VISITS = 16, 2
+PILOT_TOKENS, PILOT_VISITS = 8, 2
 MARGIN = 0.05
 """By how much `generate()` in one call must beat the fastest in steps to be the baseline instead: what so few
 whole decodings can tell apart."""

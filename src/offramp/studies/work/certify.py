@@ -35,7 +35,6 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
 
     kind = "certify"
     exclusive = True
-    by_token = True
 
     heads: Needed | None = None
     """That the trace is read through."""
@@ -58,7 +57,9 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
         """
         trace, machine = trace_of(context, self.trace), self.machine_used(context)
         if self.profile is not None:
-            require_this_machine(self, profile_of(context, self.profile).details["machine"])
+            facts = profile_of(context, self.profile).details["machine"]
+            # Documents are decoded side by side, by all threads; what is priced is one alone.
+            require_this_machine(self, {**facts, "threads": self.threads})
         why = why_not_halved(trace, self.seed)
         if why is not None:
             return self.decided(context, TunedAnswers((), why))

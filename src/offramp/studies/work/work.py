@@ -138,7 +138,7 @@ class Work(ABC, Generic[Result]):
     kind: ClassVar[str]
     exclusive: ClassVar[bool] = False
     by_token: ClassVar[bool] = False
-    """Whether it decodes token by token: it has threads of its own."""
+    """Whether it times single tokens: it has threads of its own."""
 
     threads: Whole = 1
     """Of torch and numpy."""
