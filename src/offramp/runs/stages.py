@@ -371,17 +371,11 @@ class _StartedRun:
         """Settle how many threads decode, if something is timed here and that is not chosen yet."""
         from offramp.timing.threads import fewest_threads
 
-        tasks = self.planned(kept=False).tasks.values()
-        if (
-            self.decode_threads is not None
-            or self.threads == 1
-            or not any(one.kind == "profile" for one in tasks)
-        ):
+        tasks = {task.kind: task for task in self.planned(kept=False).tasks.values()}
+        if self.decode_threads is not None or self.threads == 1 or not {"profile", "decode"} & tasks.keys():
             return
         with stage("choosing how many threads decode"):
-            self.decode_threads = fewest_threads(
-                self.model(next(one for one in tasks if one.kind == "trace"))
-            )
+            self.decode_threads = fewest_threads(self.model(tasks["trace"]))
         if self.decode_threads < self.threads:
             say(f"decoding with {self.decode_threads} of {self.threads} threads, which takes no longer")
 
