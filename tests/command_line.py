@@ -53,7 +53,10 @@ class Outcome:
 
 def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does; a run's texts must not contradict."""
+    import torch
+
     from offramp.cli.main import main
+    from offramp.models.process import with_threads
     from offramp.scoring.estimate import Estimate
     from offramp.studies import plan
     from offramp.timing import local_profile as profiles
@@ -70,6 +73,7 @@ def run_offramp(*arguments: object) -> Outcome:
         mock.patch.object(profiles, "PROFILE_SECONDS", TIMING_SECONDS),
         mock.patch.object(profiles, "check_profile", holds),
         mock.patch.object(plan, "PROFILE_SECONDS", TIMING_SECONDS),
+        with_threads(torch.get_num_threads()),  # a process of its own would end with its threads
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

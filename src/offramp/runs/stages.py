@@ -25,6 +25,7 @@ from offramp.kit.given_file import Source
 from offramp.kit.typed import to_json
 from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
+from offramp.models.process import with_threads
 from offramp.report import REPORT_FILE
 from offramp.report.formats import whole_percent
 from offramp.report.page import write_report
@@ -286,7 +287,7 @@ def carry_out(
     run = _StartedRun(asked, request, model, traced, given, folder, streamed)
     run.left_out = {workload.name: UNANSWERED for workload in workloads if workload not in traced}
     evaluating = contextlib.nullcontext() if model.given is None else model.given.evaluating()
-    with evaluating:
+    with evaluating, with_threads(run.threads):  # tasks set their own
         run.check()
         with RUN_FOLDER.claimed(folder, request, overwrite=asked.overwrite) as place:
             run.move_to(place)
