@@ -55,6 +55,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     [
         ("raise ValueError('boom')", "ValueError: boom"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import asyncio; raise asyncio.CancelledError('gone')", "CancelledError: gone"),
         ("class Mine(", "SyntaxError: '\\(' was never closed"),
         ("import no_such_package", "No module named 'no_such_package'"),
         ("Other = 1", "no attribute 'Mine'"),

@@ -92,16 +92,17 @@ def load_plug_in(
     fits: whether an object can be used. what, wanted: the plug-in and the object in words ("workload", "a
     WorkloadSource"). Raises an error of this kind for one that cannot be imported or does not fit.
     """
+    done = "loaded"
     try:
         found = point.load()
-    except (Exception, SystemExit) as error:  # others' code runs when it is imported, and may do anything
-        raise_if_out_of_memory(error)
-        raise refused(point, f"a {what} plug-in cannot be loaded: {_said(error)}", kind) from error
-    try:
+        done = "read"
         usable = fits(found)
-    except (Exception, SystemExit) as error:  # which may read what is computed by others' code
+    except BaseException as error:  # others' code runs when it is imported or read, and may raise anything
+        stops = isinstance(error, KeyboardInterrupt)
+        if stops or (_is_own(type(error)) and not isinstance(error, Exception)):
+            raise
         raise_if_out_of_memory(error)
-        raise refused(point, f"a {what} plug-in cannot be read: {_said(error)}", kind) from error
+        raise refused(point, f"a {what} plug-in cannot be {done}: {_said(error)}", kind) from error
     if not usable:
         is_class = isinstance(found, type)
         shown = f"the class {found.__name__}" if is_class else f"of type {type(found).__name__}"

@@ -334,7 +334,7 @@ def test_sizes_follow_the_budget() -> None:
     # The parts of 3 policies; (3 + 2) x 6 answers are read.
     after = 0.05 * 3 + 0.06 * (3 * (2.5 + 9) + 2.5 * 30)
     assert seconds_after(3, 0.06, 9) == pytest.approx(after)
-    tokens = 9 * (visits + 6 + 6) + 6 * SHORT.warm_up_tokens
+    tokens = 9 * (visits + 6) + 8 * 6 + 6 * SHORT.warm_up_tokens
     timing = 0.05 * decodings + 0.06 * (2.5 * decodings + tokens)
     assert seconds_for(3, 0.06, 9) == pytest.approx(timing + after)
     # A prompt more: 8 decodings of it, and 5 answers to it read.

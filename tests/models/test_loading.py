@@ -262,6 +262,11 @@ OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
         ),
         (config(num_key_value_heads=0), "states num_key_value_heads = 0, but"),
         (config(output_hidden_states="yes"), "states output_hidden_states = 'yes', not true or false"),
+        (config(transformers_weights="other.safetensors"), "names weights of its own"),
+        (
+            lambda folder: edit_json(folder / "tokenizer_config.json", fast_tokenizer_files=["other.json"]),
+            "fast_tokenizer_files names tokenizers of its own",
+        ),
         (config(is_encoder_decoder=True), "states is_encoder_decoder, and a LlamaForCausalLM has no encoder"),
         (config(attn_implementation={"": 5}), "states attn_implementation = 5, not a text"),
         (generation(repetition_penalty=0.0), "generation_config.json cannot be used: repetition_penalty: "),

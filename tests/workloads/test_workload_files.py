@@ -214,6 +214,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str, *, split: str) -> Rows:
         if name != "me/poems":
             raise FileNotFoundError(f"no data set {name}")
+        if split == "scripted":
+            raise RuntimeError("Dataset scripts are no longer supported")
         if split != "train":
             raise ValueError(f"Unknown split {split!r}")
         return Rows(text=["one", "", "two"], stars=[1, 2, 3])
@@ -241,6 +243,7 @@ def test_a_hub_data_set_is_one_document_per_row() -> None:
         ("hf:me/poems", "write hf:dataset#split#field"),
         ("hf:me/poems#train#", "write hf:dataset#split#field"),
         ("hf:you/poems#train#text", "no data set you/poems"),
+        ("hf:me/poems#scripted#text", "Dataset scripts are no longer supported"),
         ("hf:me/poems#test#text", "Unknown split 'test'"),
         ("hf:me/poems#train#body", "choose one of: text, stars"),
         ("hf:me/poems#train#stars", "holds int, not text"),

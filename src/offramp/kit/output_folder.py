@@ -252,6 +252,7 @@ class OutputFolder(Generic[Asked]):
                 self.files(path).remove(self.request_name)  # the folder is as free as it was
             raise
         files.adopt(*files.expected(new))
+        self._let_vouch(path)
 
     def _let_vouch(self, path: Path) -> None:
         """Let the record say nothing of files that vouch for themselves."""

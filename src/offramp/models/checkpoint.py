@@ -209,6 +209,8 @@ TURNS = {
 }
 """Numbers by which positions are turned, and their most: beyond it, or with 0, NaN or less, logits stay
 finite, and are another model's."""
+OTHER_WEIGHTS = "transformers_weights"
+"""Names a file that transformers reads instead of `SINGLE_FILE`, which is checked, hashed and streamed."""
 SWITCHES = ("is_encoder_decoder", "output_attentions", "output_hidden_states", "return_dict")
 """True or false for every family, which transformers does not check."""
 # Of the two sides of an encoder-decoder, where they are stated apart.
@@ -314,6 +316,11 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
                 said = f"config.json states {name}{key} = {value:g}, by which no position can be turned"
                 raise ModelError(said, where=str(path), fix=AGAIN)
         for key, value in part.items():
+            if key == OTHER_WEIGHTS and value is not None:
+                said = f"config.json names weights of its own, {name}{key} = {shown(value)}"
+                raise ModelError(
+                    said, where=str(path), fix=f"rename that file to {SINGLE_FILE}, and leave {key} out"
+                )
             kernels = value.values() if isinstance(value, dict) else (value,)
             for one in kernels if key in (*SWITCHES, *ATTENTION_KEYS) else ():
                 kind, wanted = (bool, "true or false") if key in SWITCHES else (str, "a text")

@@ -16,7 +16,9 @@ from offramp.files import json_object_in
 from offramp.kit.rules import shown
 from offramp.models.checkpoint import AGAIN
 
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+OTHER_FILES = "fast_tokenizer_files"
+"""An entry that names files which transformers reads instead of that one, which is checked and hashed."""
 LARGEST_TOKENIZER = 128_000_000
 """Bytes of a tokenizer.json; the largest in use has a fourth of it."""
 MOST_GROWTH = 10_000
@@ -78,6 +80,10 @@ def check_tokenizer_file(folder: Path) -> None:
 
     What is no JSON object is left to transformers.
     """
+    config = folder / TOKENIZER_CONFIG
+    if (json_object_in(config, lenient=True) or {}).get(OTHER_FILES):
+        fix = f"rename the file that is meant to {TOKENIZER_FILE}, and leave {OTHER_FILES} out"
+        raise ModelError(f"{OTHER_FILES} names tokenizers of its own", where=str(config), fix=fix)
     path, what = folder / TOKENIZER_FILE, None
     if not path.is_file():
         return

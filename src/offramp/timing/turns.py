@@ -161,6 +161,8 @@ class Turns:
     answered: set[str] = field(default_factory=set)
     seconds: float = 0.0
     """Of all visits."""
+    last_seconds: float = 0.0
+    """Of the last one: a machine that slows down is noticed by it."""
     stopped: Stopped | None = None
     """Why nothing more is timed."""
 
@@ -207,7 +209,8 @@ class Turns:
             # 3. It ends where everything is answered, or where the next visit would end too late.
             if self.stopped is None:
                 count = len(self.visits)
-                needed = self.seconds / count + afterwards(min(count + 1, len(self.prompts)))
+                needed = max(self.seconds / count, self.last_seconds)
+                needed += afterwards(min(count + 1, len(self.prompts)))
                 if count < fewest:
                     needed -= beyond
                 self._end_if_due(budget, schedule.last(), needed)
@@ -229,7 +232,8 @@ class Turns:
                     priced = theirs, own
                 self.series[decoder.name].add(other, place, pairs, priced, noise)
         self.visits.append((place, found))
-        self.seconds += budget.spent - began
+        self.last_seconds = budget.spent - began
+        self.seconds += self.last_seconds
         if self.races:
             self._drop_beaten()
 

@@ -379,10 +379,8 @@ def _load(name: str, split: str) -> Any:
             f"the workload 'hf' needs the package {error.name}", fix="pip install 'offramp[datasets]'"
         ) from error
     where, fix = f"{name}, split {split}", "check the names of the data set and the split, and the network"
-    # An unknown data set and no network are both OSErrors there; an unknown split is a ValueError.
-    with refused_as(
-        WorkloadError, "the data set cannot be loaded", OSError, ValueError, where=where, fix=fix
-    ):
+    # datasets raises OSErrors, ValueErrors, RuntimeErrors and errors of its own.
+    with refused_as(WorkloadError, "the data set cannot be loaded", Exception, where=where, fix=fix):
         return datasets.load_dataset(name, split=split)
 
 
