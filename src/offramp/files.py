@@ -335,10 +335,6 @@ def disk_full(path: Path, written: int) -> DiskFullError:
     )
 
 
-def _nothing(path: Path) -> None:
-    pass
-
-
 _asked: dict[Path, Callable[[Path], None]] = {}
 
 
@@ -386,7 +382,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool =
             temporary.chmod(readable)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        _asked.get(path.parent.absolute(), _nothing)(path)
+        if (ask := _asked.get(path.parent.absolute())) is not None:
+            ask(path)
         os.replace(temporary, path)
         if apart:
             made.rmdir()

@@ -98,9 +98,10 @@ def load_plug_in(
         done = "read"
         usable = fits(found)
     except BaseException as error:  # others' code runs when it is imported or read, and may raise anything
-        stops = isinstance(error, KeyboardInterrupt)
-        if stops or (_is_own(type(error)) and not isinstance(error, Exception)):
-            raise
+        if not isinstance(error, Exception) and (
+            isinstance(error, KeyboardInterrupt) or _is_own(type(error))
+        ):
+            raise  # what stops the command
         raise_if_out_of_memory(error)
         raise refused(point, f"a {what} plug-in cannot be {done}: {_said(error)}", kind) from error
     if not usable:

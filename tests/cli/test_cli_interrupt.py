@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import finish, run_offramp, start_offramp, tree
+from command_line import Outcome, finish, run_offramp, start_offramp, tree
 from tiny_models import write_documents
 
 pytestmark = pytest.mark.usefixtures("remembered_answers")
@@ -162,6 +162,16 @@ class Last:
         gc.isenabled()  # where Python looks for signals that came
 
 
+def scored_with_usual_handler(how: signal.Signals, folder: Path) -> Outcome:
+    """A folder scored where a signal, which comes meanwhile, is handled as in a process of its own."""
+    usual = signal.default_int_handler if how == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(how, usual)
+    try:
+        return run_offramp("score", folder, "--json").require(128 + how)
+    finally:
+        signal.signal(how, before)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_was_lost_is_sent_again(
     how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,12 +183,7 @@ def test_a_signal_that_was_lost_is_sent_again(
         return []
 
     monkeypatch.setattr("offramp.runs.folder.find_traces", reads)
-    usual = signal.default_int_handler if how == signal.SIGINT else signal.SIG_DFL
-    before = signal.signal(how, usual)
-    try:
-        stopped = run_offramp("score", tmp_path, "--json").require(128 + how)
-    finally:
-        signal.signal(how, before)
+    stopped = scored_with_usual_handler(how, tmp_path)
     assert "kept" not in stopped.json["error"]["what"]
 
 
@@ -191,12 +196,7 @@ def test_a_signal_that_comes_while_an_error_is_prepared_ends_it(
         return {}
 
     monkeypatch.setattr("offramp.cli.main._given", given)
-    usual = signal.default_int_handler if how == signal.SIGINT else signal.SIG_DFL
-    before = signal.signal(how, usual)
-    try:
-        stopped = run_offramp("score", tmp_path, "--json").require(128 + how)
-    finally:
-        signal.signal(how, before)
+    stopped = scored_with_usual_handler(how, tmp_path)
     assert stopped.json["error"]["fix"].startswith("run the same command again: offramp score")
 
 

@@ -214,6 +214,8 @@ class ExitHeads(HeadsEntries):
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
+TEXT_ARRAYS = ("hashes", "sizes")
+"""Of sketches of texts."""
 MADE_BY = "make one with offramp heads fit MODEL --workload W -o FILE"
 
 
@@ -297,7 +299,7 @@ class ArrayReader:
 
     def texts(self, documents: Mapping[str, Sequence[str]], prefix: str) -> tuple[Sketch, ...]:
         """The sketches of the texts of these documents, which fitting read."""
-        hashes, sizes = (self.array(f"{prefix}{name}") for name in ("hashes", "sizes"))
+        hashes, sizes = (self.array(f"{prefix}{name}") for name in TEXT_ARRAYS)
         count = sum(map(len, documents.values()))
         right = hashes.dtype == np.uint32 and sizes.dtype == np.int64 and hashes.ndim == sizes.ndim == 1
         # Each size first: the sum of some that are huge wraps round.
@@ -427,10 +429,10 @@ def unlisted_arrays(header: Mapping[str, Any], names: Collection[str]) -> list[s
     said = from_json(_HeadsHeader, header)
     parts: dict[str, type[HeadPart[Any]]] = dict.fromkeys(said.classifiers, Classifier)
     parts |= {kind.PREFIX: kind for kind in (Lens, GatedNetwork, OwnHead) if getattr(said, kind.PREFIX)}
-    listed = {"shortlist", *(_TEXTS if said.texts else ())}
+    listed = {"shortlist", *(f"texts.{name}" for name in TEXT_ARRAYS if said.texts)}
     if said.kv_maps is not None:
         parts |= {f"kv_maps.{one.exit}": ExitMaps for one in said.kv_maps.maps}
-        listed |= {f"kv_maps.{name}" for name in (_TEXTS if said.kv_maps.texts else ())}
+        listed |= {f"kv_maps.texts.{name}" for name in TEXT_ARRAYS if said.kv_maps.texts}
     listed |= {f"{prefix}.{name}" for prefix, kind in parts.items() for name in (*kind.AXES, *kind.JUDGED)}
 
     def is_listed(name: str) -> bool:
@@ -440,9 +442,6 @@ def unlisted_arrays(header: Mapping[str, Any], names: Collection[str]) -> list[s
         return name in listed or (place is not None and place < said.classifiers.get(fact, 0))
 
     return [name for name in names if not is_listed(name)]
-
-
-_TEXTS = ("texts.hashes", "texts.sizes")
 
 
 def _shortlist(reader: ArrayReader) -> NDArray[np.int32] | None:

@@ -304,8 +304,8 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
 
     Raises ModelError for many times more layers than are stored, a size that is longer than any axis, a list
     that is longer than LONGEST_LIST, a context or window without positions, positions that nothing turns, an
-    epsilon beyond 1, and a switch that is not true or false. The configs of the model's parts count as its
-    own.
+    epsilon beyond 1, a switch that is not true or false, and weights in a file of another name. The configs
+    of the model's parts count as its own.
     """
     parts = [part for name in stored for part in name.split(".")]
     last = max((int(part) for part in parts if part.isdecimal() and len(part) < 10), default=0)

@@ -39,7 +39,13 @@ from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import check_finite, check_kind
-from offramp.models.tokenizing import TOKENIZER_FILE, check_tokenizer_file, raise_if_not_a_librarys, settle
+from offramp.models.tokenizing import (
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    check_tokenizer_file,
+    raise_if_not_a_librarys,
+    settle,
+)
 from offramp.plug_ins import asking, load_plug_in, plug_ins
 
 if TYPE_CHECKING:
@@ -51,7 +57,7 @@ LOADING_ERRORS = (
     *(AssertionError, ArithmeticError, IndexError, SafetensorError),
 )
 LONGEST_REASON = 300
-JSON_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", GENERATION_FILE)
+JSON_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION_FILE)
 
 
 @dataclass(frozen=True)
@@ -258,7 +264,7 @@ def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> An
     except BaseException as error:
         raise_if_not_a_librarys(error)
         if "trust_remote_code" in str(error):  # config.json was checked before
-            raise remote_code(source.folder / "tokenizer_config.json") from error
+            raise remote_code(source.folder / TOKENIZER_CONFIG) from error
         raise ModelError(
             f"transformers cannot read the {reading}: {_brief(error)}",
             where=str(

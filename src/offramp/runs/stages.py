@@ -359,7 +359,7 @@ class _StartedRun:
     def move_to(self, path: Path) -> None:
         """Do the run in another folder."""
         self.path, self.folder = path, StudyFolder(path)
-        self.decode_threads = self._threads_chosen()
+        self.decode_threads = self._threads_chosen() or self.decode_threads
 
     def _threads_chosen(self) -> int | None:
         """Threads that the run begun in this folder decodes with; None where none is, or it was elsewhere."""
@@ -368,15 +368,15 @@ class _StartedRun:
         chosen = machine.get(DECODE_THREADS) if here.items() <= machine.items() else None
         return chosen if isinstance(chosen, int) and 0 < chosen <= self.threads else None
 
-    def choose_threads(self) -> None:
+    def choose_threads(self, plan: StudyPlan, model: Model) -> None:
         """Settle how many threads decode, if something is timed here and that is not chosen yet."""
         from offramp.timing.threads import fewest_threads
 
-        tasks = {task.kind: task for task in self.planned(kept=False).tasks.values()}
-        if self.decode_threads is not None or self.threads == 1 or not {"profile", "decode"} & tasks.keys():
+        timed = {"profile", "decode"} & {task.kind for task in plan.tasks.values()}
+        if self.decode_threads is not None or self.threads == 1 or not timed:
             return
         with stage("choosing how many threads decode"):
-            self.decode_threads = fewest_threads(self.model(tasks["trace"]))
+            self.decode_threads = fewest_threads(model)
         if self.decode_threads < self.threads:
             say(f"decoding with {self.decode_threads} of {self.threads} threads, which takes no longer")
 
@@ -415,6 +415,7 @@ class _StartedRun:
             with stage(f"loading {self.model_request.name} and checking its exits"):
                 model = self.model(tracing[0])
                 self.require_fitting(model)
+            self.choose_threads(plan, model)
 
     def model(self, task: Task) -> Model:
         """The model of a trace task, which tasks will find loaded."""
@@ -439,7 +440,6 @@ class _StartedRun:
     def run(self, before_decoding: Callable[[RunResult], None]) -> Findings:
         """Every task in turn, with a page after each that shows something new."""
         # 1. The plan, and how this run was started.
-        self.choose_threads()
         plan = self.planned(kept=True)
         call = self.asked.call(named=self.model_request.given is None)
         self.folder.journal.append(
@@ -456,7 +456,6 @@ class _StartedRun:
                     },
                     machine={
                         **describe_machine(self.model_request.device),
-                        "threads": self.threads,
                         DECODE_THREADS: self.decode_threads or self.threads,
                     },
                 )

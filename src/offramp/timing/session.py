@@ -320,12 +320,12 @@ class Session:
         beyond = self._plan()
         # 2. A first look at the plain decoders says which of them is timed twice.
         plain = [decoder for decoder in self.decoders if decoder.role == PLAIN]
+        about = min(self._trials[one.name].decoded.seconds_per_token for one in plain)
         if self.extent.plain is not None:
             self._pilot = given_plain(plain, self.extent.plain)
         else:
             visits = PILOT_VISITS if self._budget.used < PILOT_FROM else 1
             prompts, new_tokens = self.setting.prompts[0], self.setting.new_tokens
-            about = min(self._trials[one.name].decoded.seconds_per_token for one in plain)
             self._pilot = choose_plain(
                 plain, prompts, new_tokens, visits=visits, seed=self.seed, seconds_per_token=about
             )
@@ -345,7 +345,7 @@ class Session:
             self._together,
             self.extent.races,
             self._price,
-            self._trials[baseline.name].decoded.seconds_per_token,
+            about,
             self._prices,
         )
         self._turns.take(
