@@ -134,9 +134,7 @@ def test_doctor_finds_what_is_needed() -> None:
     outcome = run_offramp("doctor").require(0)
     assert "torch" in outcome.out
     findings = {finding["name"]: finding for finding in run_offramp("doctor", "--json").json["findings"]}
-    assert {"torch", "transformers", "default model", "C++ compiler", "cache", "machine", "torchao"} <= set(
-        findings
-    )
+    assert {"torch", "transformers", "default model", "C++ compiler", "cache", "machine"} <= set(findings)
     assert findings["torch"]["fine"]
     assert all(finding["fine"] or finding["fix"] for finding in findings.values())
 

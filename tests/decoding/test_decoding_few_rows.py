@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from quantised_cases import config_by_hand
+from quantised_cases import needs_int8
 from strategy_cases import llama, tiny_model
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from offramp.decoding.engine.products import few_rows_are_faster, wide_linears
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.strategies.speculate import AdaptiveLength, draft_length_of
 from offramp.models.model import Model
-from offramp.models.transforms.quantise import Int8
+from offramp.models.transforms.quantised_layers import find_kernel, quantise_linears
 
 HIDDEN, LAYERS = 512, 3
 
@@ -137,11 +137,11 @@ def test_only_plain_products_that_are_worth_it() -> None:
     assert not few_rows_are_faster([nn.Linear(8, 8)])
 
 
+@needs_int8
 def test_quantised_weights_keep_their_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """They say that they are float32, and have no product with themselves on the left."""
-    torchao = pytest.importorskip("torchao.quantization")
-    quantised = nn.Sequential(nn.Linear(600, 600), nn.Linear(600, 600, bias=False)).requires_grad_(False)
-    torchao.quantize_(quantised, config_by_hand(Int8()))
+    quantised = nn.Sequential(nn.Linear(608, 608), nn.Linear(608, 608, bias=False)).requires_grad_(False)
+    quantise_linears(quantised, find_kernel(8, None, "cpu"), None, list(quantised))
     assert quantised[0].weight.dtype == torch.float32
     assert wide_linears([quantised]) == ()
     assert not few_rows_are_faster([quantised])

@@ -31,8 +31,8 @@ def quantised(transform: Quantised, dtype: str) -> Model:
 
 @pytest.fixture(
     scope="module",
-    params=[(Int8(), "float32"), (Int8(), "bfloat16"), (Int4(), "bfloat16")],
-    ids=["int8-float32", "int8-bfloat16", "int4-bfloat16"],
+    params=[(Int8(), "float32"), (Int8(), "bfloat16"), (Int4(), "float32"), (Int4(), "bfloat16")],
+    ids=["int8-float32", "int8-bfloat16", "int4-float32", "int4-bfloat16"],
 )
 def model(request: pytest.FixtureRequest) -> Model:
     return quantised(*request.param)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from family_configs import model_of
-from quantised_cases import EVERY, IDS, config_by_hand, logits_of, needs_int4
+from quantised_cases import EVERY, logits_of, needs_int4, rounded_by_hand
 from torch import nn
 from transformers import AutoConfig, LlamaForCausalLM
 
@@ -18,22 +18,20 @@ from offramp.models.tensors import check_finite, is_finite, is_wrapped, mean_ele
 from offramp.models.transforms import quantised_layers
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.quantise import Int4, Int8, Quantised
-from offramp.models.transforms.quantised_layers import MOST_ROWS
 from offramp.models.transforms.transform import UNFIT, why_unfit
 from offramp.testing.transforms import check_transform, example_model
 from offramp.tracing.loading import load_transformed
 
 
 @pytest.mark.parametrize(("transform", "dtype"), EVERY)
-def test_logits_are_those_of_a_model_that_torchao_quantised(transform: Quantised, dtype: str) -> None:
-    from torchao.quantization import quantize_
-
+def test_logits_are_those_of_weights_rounded_by_hand(transform: Quantised, dtype: str) -> None:
     by_hand, plain = example_model(dtype), logits_of(example_model(dtype))
-    quantize_(by_hand.hf.model.layers, config_by_hand(transform))
+    rounded_by_hand(by_hand.hf.model.layers, transform)
     found = logits_of(transform.apply(example_model(dtype)))
-    assert IDS.shape[1] > MOST_ROWS  # fewer rows of int8 take another kernel
-    assert torch.equal(found, logits_of(by_hand))
-    assert not torch.equal(found, plain)
+    expected = logits_of(by_hand)
+    scale = float(plain.float().norm())
+    assert float((found - expected).float().norm()) < 0.03 * scale  # roundings to bfloat16
+    assert float((found - plain).float().norm()) > 0.003 * scale
     assert check_transform(transform, lambda: example_model(dtype)) is transform
 
 
@@ -57,13 +55,13 @@ def test_only_linear_modules_of_layers_change_and_the_bytes_of_the_shape(
 
 
 def test_bytes_of_int8_by_hand() -> None:
-    # q, k, v, o and the three of the feed-forward block: integers, a float32 scale and a zero point a row.
+    # q, k, v, o and the three of the feed-forward block: integers, and a scale of 2 bytes a row.
     weights = 128 * 128 + 2 * 64 * 128 + 128 * 128 + 3 * 256 * 128
     rows = 128 + 2 * 64 + 128 + 2 * 256 + 128
     norms = 2 * 128
     shape = Int8().apply(example_model()).shape
     assert [layer.parameters for layer in shape.layers] == [weights + norms] * 6
-    expected = (weights + 5 * rows + 4 * norms) / (weights + norms)
+    expected = (weights + 2 * rows + 4 * norms) / (weights + norms)
     assert [layer.element_bytes for layer in shape.layers] == [expected] * 6
     assert shape.element_bytes == 4
 
@@ -84,9 +82,9 @@ def test_weights_in_several_tensors_are_looked_through() -> None:
     check_finite(model.hf, "example")
     layer = model.hf.model.layers[2]
     assert stored_bytes([layer, layer]) == stored_bytes([layer])
-    assert mean_element_bytes(layer.mlp.up_proj) == 1 + 5 / 128
+    assert mean_element_bytes(layer.mlp.up_proj) == 1 + 2 / 128
     assert mean_element_bytes(layer.input_layernorm) is None
-    layer.mlp.up_proj.weight.scale[3] = torch.inf
+    layer.mlp.up_proj.weight.scales[3] = torch.inf
     assert not is_finite(layer.mlp.up_proj.weight)
     with pytest.raises(ModelError, match=r"layers\.2\.mlp\.up_proj\.weight holds NaN or infinite"):
         check_finite(model.hf, "example")
@@ -188,8 +186,6 @@ def pruned_by_hand(whole: Any, dropped: tuple[int, ...]) -> Any:
 
 @pytest.mark.real_model
 def test_the_real_model_pruned_and_quantised_is_the_one_by_hand(smollm2: Model) -> None:
-    from torchao.quantization import quantize_
-
     assert smollm2.source is not None
     prune = Prune(drop=(2, *range(8, 31)))
     pruned = load_transformed(smollm2.source, dtype="float32", transforms=[prune])
@@ -204,7 +200,14 @@ def test_the_real_model_pruned_and_quantised_is_the_one_by_hand(smollm2: Model) 
     assert torch.equal(logits_of(pruned, ids), by_hand(input_ids=ids).logits)
     assert torch.equal(pruned.hf.generate(ids, **options), by_hand.generate(ids, **options))
     assert pruned.layers == 6
-    quantize_(by_hand.model.layers, config_by_hand(Int8()))
+    plain = logits_of(pruned, ids)
     model = Int8().apply(pruned)
-    assert torch.equal(logits_of(model, ids), by_hand(input_ids=ids).logits)
+    with torch.no_grad():
+        for layer in by_hand.model.layers:
+            for linear in layer.modules():
+                if isinstance(linear, torch.nn.Linear):
+                    step = (linear.weight.abs().amax(1, keepdim=True) / 127).bfloat16().float()
+                    linear.weight.copy_((linear.weight / step).round().clamp(-127, 127) * step)
+        expected = by_hand(input_ids=ids).logits
+    assert float((logits_of(model, ids) - expected).norm()) < 0.02 * float(plain.norm())
     assert all(1.0 < (layer.element_bytes or 0) < 1.02 for layer in model.shape.layers)

@@ -101,13 +101,3 @@ def test_a_machine_that_cannot_is_asked_before_the_model_is_looked_for() -> None
 
     with pytest.raises(InputError, match="this machine cannot do it"):
         load_model("no such model", dtype="bfloat16", transforms=[Impossible()])  # type: ignore[list-item]
-
-
-def test_a_trace_of_quantised_weights_depends_on_the_library_that_made_them(
-    tiny_model: Path, documents: Path
-) -> None:
-    plain, quantised = load_model(str(tiny_model)), load_model(str(tiny_model), transforms="int8")
-    workload = f"jsonl:{documents}#text"
-    one = trace(plain, workload, 8, exits="4").request["versions"]
-    other = trace(quantised, workload, 8, exits="4", reference=plain).request["versions"]
-    assert other.keys() - one.keys() == {"torchao"}

@@ -330,7 +330,6 @@ def _packages() -> list[Looked]:
         "gguf": "pip install 'offramp[gguf]' for .gguf files and the default model",
         "reasoning-gym": "pip install 'offramp[math]' for the math workload",
         "datasets": "pip install 'offramp[datasets]' for hf: workloads",
-        "torchao": "pip install 'offramp[quantisation]' for the transforms int8 and int4",
         "xllamacpp": "pip install 'offramp[native]' for offramp bench --combine llama.cpp",
         "ray": "pip install 'offramp[ray]' for offramp study run --engine ray",
         "lm_eval": "pip install 'offramp[harness]' for offramp-lm-eval",

@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,10 @@ from offramp.workloads.packing import PlannedAnswer
 from offramp.workloads.workload import Workload
 
 
-def describe_software(transforms: Iterable[str]) -> dict[str, Any]:
-    """Versions of Python and of the libraries that compute. transforms: of the model, as texts."""
+def describe_software() -> dict[str, Any]:
+    """Versions of Python and of the libraries that compute."""
     own = {name: importlib.metadata.version(name) for name in ("offramp", "pyarrow")}
-    return {"python": platform.python_version(), **library_versions(transforms), **own}
+    return {"python": platform.python_version(), **library_versions(), **own}
 
 
 def describe_machine(device: str = CPU) -> dict[str, Any]:
@@ -452,7 +452,7 @@ class _StartedRun:
                     request=self.request,
                     software={
                         "code_fingerprint": code_of(__name__),
-                        **describe_software(self.model_request.texts),
+                        **describe_software(),
                     },
                     machine={
                         **describe_machine(self.model_request.device),

@@ -456,10 +456,7 @@ def _problem_with(step: Transform, dtype: str) -> dict[str, Any] | None:
 @functools.cache
 def _kernels() -> list[Any]:
     """What it depends on whether this machine can do a transform."""
-    names = ("torch", "torchao")
-    installed = importlib.metadata.distributions()
-    versions = {library.name: library.version for library in installed if library.name in names}
-    return [versions, processor_name(), source_fingerprint("models")]
+    return [importlib.metadata.version("torch"), processor_name(), source_fingerprint("models")]
 
 
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")

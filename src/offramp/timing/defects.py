@@ -160,7 +160,7 @@ def describe(model: Model, load: MachineLoad, further: Mapping[str, Any]) -> dic
         "python": platform.python_version(),
         "versions": {
             "offramp": importlib.metadata.version("offramp"),
-            **library_versions(model.transforms),
+            **library_versions(),
         },
         "model_fingerprint": model.identity.fingerprint,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

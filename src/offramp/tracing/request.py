@@ -219,14 +219,10 @@ SEEING = {"pillow": "PIL", "torchvision": "torchvision"}
 it is installed."""
 
 
-def library_versions(transforms: Iterable[str] = (), reads: Kind | None = None) -> dict[str, str]:
-    """Versions of the libraries that a trace's numbers depend on. transforms: of the model, as texts. reads:
-    what it may be given beside texts."""
-    from offramp.models.transforms.quantise import PACKAGE, is_quantisation
-
+def library_versions(reads: Kind | None = None) -> dict[str, str]:
+    """Versions of the libraries that a trace's numbers depend on. reads: what a model may be given beside
+    texts."""
     names = ["torch", "transformers", "numpy"]
-    if any(map(is_quantisation, transforms)):
-        names.append(PACKAGE)
     names += (name for name in SEEING if reads == "image" and importlib.util.find_spec(SEEING[name]))
     return {name: importlib.metadata.version(name) for name in names}
 

@@ -139,7 +139,7 @@ def trace(
         reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size, device.type),
         threads=torch.get_num_threads(),
         code=code_of(__name__, MODEL_CODE),
-        versions=library_versions(model.transforms, model.reads),
+        versions=library_versions(model.reads),
         signals=recorded,
         heads=None if content is None else describe_heads(content),
         device=device_name(device),

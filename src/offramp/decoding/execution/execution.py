@@ -179,7 +179,7 @@ def request_of(
         "device": device_name(model.stack.device),
         "threads": torch.get_num_threads(),
         "code": code_of(__name__, MODEL_CODE),
-        "versions": library_versions(model.transforms, model.reads),
+        "versions": library_versions(model.reads),
     }
 
 

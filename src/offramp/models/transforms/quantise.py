@@ -1,30 +1,29 @@
-"""Weight-only quantisation by torchao: the weights of the layers' linear modules in 8 or 4 bits."""
+"""Weight-only quantisation by PyTorch's kernels: the weights of the layers' linear modules in 8 or 4 bits."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import settle_fields
 from offramp.kit.rules import Must
-from offramp.models.shape import DTYPES
 
 if TYPE_CHECKING:
     from torch import nn
 
     from offramp.models.model import Model
     from offramp.models.shape import ModelShape
-
-PACKAGE = "torchao"
+    from offramp.models.transforms.quantised_layers import Kernel
 
 GROUPS = (32, 64, 128)
-"""Weights that share a scale, as torchao's int4 kernels take them."""
+"""Weights that share a scale, as the int4 kernels take them."""
 
-OUTPUTS_AT_ONCE = 16
-"""Outputs of a linear module that the int4 kernels handle together."""
+INPUTS_AT_ONCE, OUTPUTS_AT_ONCE = 16, 16
+"""Inputs of a linear module that the int8 kernel takes together (it reads beyond the end of others), and
+outputs that the int4 kernels handle together."""
 
 SMALLEST_SHARE = 0.5
 """Of the layers' weights: with less of them quantised, the name of the transform would mislead."""
@@ -32,16 +31,17 @@ SMALLEST_SHARE = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Quantised(ABC):
-    """Weights of the layers' linear modules in few bits, products still in the model's dtype.
+    """Weights of the layers' linear modules in few bits, products in bfloat16.
 
     Embedding, norms and output head stay as they are, as transformers' own quantisation leaves them; every
     exit is read through the head, which the tracer and the decoder multiply with in ways of their own.
 
-    bits: of a weight.
+    bits: of a weight. wanted: sizes that the kernels take, in words.
     """
 
     name: ClassVar[str]
     bits: ClassVar[int]
+    wanted: ClassVar[str]
 
     @property
     @abstractmethod
@@ -53,32 +53,21 @@ class Quantised(ABC):
     def shared(self) -> int | None:
         """Weights of a row that share a scale, None for all of them."""
 
+    @abstractmethod
     def fits(self, linear: nn.Linear) -> bool:
-        """Whether torchao's kernels take a linear module of this size."""
-        return True
+        """Whether the kernels take a linear module of this size."""
 
     def check(self, dtype: str | None = None) -> None:
-        """Raise InputError without torchao, or where it has no kernel for this machine's processor.
+        """Raise InputError where this machine's processor has no kernel for it: a product is tried, once.
 
-        dtype: that the model is to be loaded in; None to refuse only what fits none. A small product is
-        tried, once.
+        dtype: that the model is to be loaded in, which makes no difference.
         """
-        from offramp.models.transforms.quantised_layers import find_config
+        from offramp.models.transforms.quantised_layers import find_kernel
 
-        failed: dict[str, InputError] = {}
-        working: str | None = None
-        for known in sorted(DTYPES, key=lambda one: one != dtype):  # the one that is asked for first
-            try:
-                find_config(self.bits, self.shared, known, "cpu")
-            except InputError as error:
-                failed[known] = error
-            else:
-                working = known
-                break
-        if dtype in failed or working is None:
-            problem = failed[dtype or DTYPES[0]]
-            fix = problem.fix if working is None else f"load the model in {working} (--dtype {working})"
-            raise InputError(problem.what, where=f"{self.text}, {problem.where}", fix=fix)
+        try:
+            find_kernel(self.bits, self.shared, "cpu")
+        except InputError as error:
+            raise InputError(error.what, where=f"{self.text}, {error.where}", fix=error.fix) from error
 
     def apply(self, model: Model) -> Model:
         """The model with quantised weights; `model` itself is changed.
@@ -89,16 +78,15 @@ class Quantised(ABC):
         Raises ModelError if the model is quantised already, has a layer with less than half of its weights in
         linear modules that fit, or cannot run with them; InputError as `check` does.
         """
-        from offramp.models.transforms.quantised_layers import find_config
+        from offramp.models.transforms.quantised_layers import find_kernel
 
         self._check_plain(model)
-        device = next(model.hf.parameters()).device.type
-        config = find_config(self.bits, self.shared, model.dtype, device)
+        kernel = find_kernel(self.bits, self.shared, next(model.hf.parameters()).device.type)
         identity = dataclasses.replace(model.identity, transforms=(*model.transforms, self.text))
         transform = self._in_memory if model.streamed is None else self._on_disk
-        return transform(model, config).with_identity(identity)
+        return transform(model, kernel).with_identity(identity)
 
-    def _in_memory(self, model: Model, config: Any) -> Model:
+    def _in_memory(self, model: Model, kernel: Kernel) -> Model:
         from offramp.models.discovery import find_stack, probe_ids
         from offramp.models.tensors import mean_element_bytes
         from offramp.models.transforms.quantised_layers import called_linears, quantise_linears
@@ -107,7 +95,7 @@ class Quantised(ABC):
         ids = probe_ids(model.hf)
         chosen = self._chosen(model, called_linears(layers, lambda: model.hf(input_ids=ids, use_cache=False)))
         for layer in layers:
-            quantise_linears(layer, config, chosen)
+            quantise_linears(layer, kernel, self.shared, chosen)
         try:
             stack = find_stack(model.hf, name=model.name)
         except ModelError as error:
@@ -115,7 +103,7 @@ class Quantised(ABC):
         sizes = [mean_element_bytes(layer) for layer in stack.layers]
         return dataclasses.replace(model, stack=stack, shape=_with_sizes(model.shape, sizes))
 
-    def _on_disk(self, model: Model, config: Any) -> Model:
+    def _on_disk(self, model: Model, kernel: Kernel) -> Model:
         """Of the layers that look alike, the first is read and run."""
         from offramp.models.transforms.quantised_layers import QuantisedLayers, streamed_linears, try_layer
 
@@ -123,7 +111,7 @@ class Quantised(ABC):
         first = {layer: index for index, layer in reversed(list(enumerate(model.shape.layers)))}
         alike = [first[layer] for layer in model.shape.layers]
         chosen = self._chosen(model, streamed_linears(model, model.streamed, alike))
-        layers = QuantisedLayers(model.streamed, config, chosen)
+        layers = QuantisedLayers(model.streamed, kernel, self.shared, chosen)
         try:
             sizes = {index: try_layer(model, layers, index) for index in dict.fromkeys(alike)}
         except ModelError as error:
@@ -166,7 +154,7 @@ class Quantised(ABC):
                     f"{self.text} would leave most of layer {number} as it is: linear modules hold "
                     f"{linear_share:.0%} of its weights",
                     where=model.name,
-                    fix="torchao quantises linear modules alone, no stacked experts and no convolutions",
+                    fix="linear modules alone are quantised, no stacked experts and no convolutions",
                 )
             if share < SMALLEST_SHARE:
                 odd = next(module for module in own if module not in fitting)
@@ -174,8 +162,7 @@ class Quantised(ABC):
                     f"{self.text} fits only {share:.0%} of the weights of layer {number}: one of its "
                     f"matrices has {odd.in_features} inputs and {odd.out_features} outputs",
                     where=model.name,
-                    fix=f"inputs must be a multiple of group= ({', '.join(map(str, GROUPS))}), outputs one "
-                    f"of {OUTPUTS_AT_ONCE}",
+                    fix=self.wanted,
                 )
         return frozenset(linear for linear in among if self.fits(linear))
 
@@ -189,13 +176,14 @@ def _with_sizes(shape: ModelShape, sizes: Sequence[float | None]) -> ModelShape:
 
 @dataclasses.dataclass(frozen=True)
 class Int8(Quantised):
-    """Weights in 8 bits with one scale for each row of a matrix (torchao, int8 weight-only).
+    """Weights in 8 bits with one scale for each row of a matrix.
 
-    Symmetric: w is about scale x q, q a whole number from -128 to 127.
+    Symmetric: w is about scale x q, q a whole number from -127 to 127.
     """
 
     name: ClassVar[str] = "int8"
     bits: ClassVar[int] = 8
+    wanted: ClassVar[str] = f"inputs must be a multiple of {INPUTS_AT_ONCE}"
 
     @property
     def text(self) -> str:
@@ -207,16 +195,26 @@ class Int8(Quantised):
         """One scale for a whole row."""
         return None
 
+    def fits(self, linear: nn.Linear) -> bool:
+        """Whether the kernel's blocks fill the inputs."""
+        return linear.in_features % INPUTS_AT_ONCE == 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Int4(Quantised):
-    """Weights in 4 bits with a scale and a zero point for each group of a row (torchao, int4 weight-only).
+    """Weights in 4 bits with a scale and a zero point for each group of a row.
+
+    w is about scale x (q - 8) + zero, q a whole number from 0 to 15.
 
     Raises InputError for another group.
     """
 
     name: ClassVar[str] = "int4"
     bits: ClassVar[int] = 4
+    wanted: ClassVar[str] = (
+        f"inputs must be a multiple of group= ({', '.join(map(str, GROUPS))}), "
+        f"outputs one of {OUTPUTS_AT_ONCE}"
+    )
 
     group: Annotated[
         int, Must(GROUPS.__contains__, "one of 32, 64 and 128 weights", "write int4:group=32")

@@ -1,9 +1,9 @@
-"""Layers of quantised weights: kernels of torchao and torch, each tried once, and modules that use them."""
+"""Layers of quantised weights: PyTorch's kernels, each tried once, and the weights that they multiply."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,12 +18,11 @@ from offramp.errors import InputError, ModelError
 from offramp.models.calls import UNFIT_ERRORS, Recorder
 from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
-from offramp.models.process import silence_torchao
 from offramp.models.streaming import StreamedLayers
 from offramp.models.tensors import is_wrapped, mean_element_bytes
-from offramp.models.transforms.quantise import PACKAGE
 
-INSTALL = "pip install 'offramp[quantisation]'"
+PRECISION = torch.bfloat16
+"""Of states, scales and products: the only one for which the kernels have vector instructions everywhere."""
 
 ROWS, INPUTS, OUTPUTS = 16, 512, 1024
 """Sizes of the product that is tried."""
@@ -32,113 +31,121 @@ FARTHEST = 0.25
 """Root mean square of a product's error over that of the product: about 0.1 for 4 bits in groups."""
 
 SLOWEST = 12.0
-"""How many times as long as the unquantised product: 2 to 4 with vector instructions, 50 in a plain loop."""
+"""How many times as long as the unquantised product: less than 1 with vector instructions, 50 in a plain
+loop."""
 
 _ROUNDS = 30
 _SECONDS = 0.1
 
-# What torchao and its kernels raise where they cannot do a thing.
-KERNEL_ERRORS = (
-    ImportError,
-    AssertionError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
+LARGEST_8, LARGEST_4, MIDDLE_4 = 127, 15, 8
+"""The largest whole numbers of a weight, and the one that stands for a group's zero point."""
+LEAST = 1e-8
+"""The least scale, so that weights that are all alike have one."""
+INNER_TILES = 8
+"""Of the CUDA layout: sixteen inputs each, next to each other."""
+
+# What torch raises where it lacks a kernel, or one does not take a size.
+KERNEL_ERRORS = (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError)
+
+Packed = tuple[Tensor, Tensor]
+"""Whole numbers as a kernel wants them, and their scales."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One way of torchao's to hold weights."""
+class Kernel:
+    """One of PyTorch's weight-only kernels, with the layout that it wants."""
 
     name: str
-    devices: tuple[str, ...]
-    """Types of those that it is made for."""
-    config: Callable[[int | None], Any]
-    """Its configuration for so many weights in a group."""
+    bits: int
+    device: str
+    """Its type."""
+    pack: Callable[[Tensor, int], Packed]
+    """Of float32 weights [outputs, inputs], and how many of a row share a scale."""
+    multiply: Callable[[Tensor, Tensor, int, Tensor], Tensor]
+    """States [rows, inputs], whole numbers, how many share a scale, scales -> [rows, outputs]."""
 
 
-def _int8(group: int | None) -> Any:
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    # Inductor's settings are global, and among them is a lower precision of all float32 products.
-    return Int8WeightOnlyConfig(set_inductor_config=False)
-
-
-def _int4_processor(group: int | None) -> Any:
-    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-
-    return PrototypeInt4WeightOnlyConfig(group_size=group, set_inductor_config=False)
+def _pack_8(weights: Tensor, group: int) -> Packed:
+    scales = (weights.abs().amax(1) / LARGEST_8).clamp(min=LEAST).to(PRECISION)
+    numbers = (weights / scales.float()[:, None]).round().clamp(-LARGEST_8, LARGEST_8)
+    return numbers.to(torch.int8).contiguous(), scales
 
 
-def _int4_tiles(group: int | None) -> Any:
-    from torchao.quantization import Int4WeightOnlyConfig
-
-    return Int4WeightOnlyConfig(
-        group_size=group, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
-    )
+def _multiply_8(states: Tensor, numbers: Tensor, group: int, scales: Tensor) -> Tensor:
+    return torch._weight_int8pack_mm(states, numbers, scales)
 
 
-LAYOUTS: dict[int, tuple[Layout, ...]] = {
-    8: (Layout("one scale a row", ("cpu", "cuda"), _int8),),
-    4: (
-        Layout("packed for processors", ("cpu",), _int4_processor),
-        Layout("tiles for CUDA", ("cuda",), _int4_tiles),
-    ),
-}
-"""Layouts by bits of a weight, in the order in which they are tried."""
+def _numbers_4(weights: Tensor, group: int) -> Packed:
+    """int32 [outputs, inputs] of 0 to 15, and scales with zero points [groups, outputs, 2]."""
+    outputs, inputs = weights.shape
+    grouped = weights.view(outputs, inputs // group, group)
+    low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    scales = ((high - low) / LARGEST_4).clamp(min=LEAST).to(PRECISION)
+    zeros = (low + scales.float() * MIDDLE_4).to(PRECISION)
+    numbers = ((grouped - zeros.float()) / scales.float() + MIDDLE_4).round().clamp(0, LARGEST_4)
+    both = torch.cat([scales, zeros], dim=-1).transpose(0, 1).contiguous()
+    return numbers.to(torch.int32).view(outputs, inputs), both
 
 
-def require_torchao() -> None:
-    """Raise InputError, with the command that installs it, if torchao cannot be imported."""
-    try:
-        silence_torchao()
-        import torchao  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"quantisation needs the package {PACKAGE}: {error}", where=PACKAGE, fix=INSTALL
-        ) from error
+def _pack_4(weights: Tensor, group: int) -> Packed:
+    numbers, scales = _numbers_4(weights, group)
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1), scales
 
 
-def find_config(bits: int, group: int | None, dtype: str, device: str) -> Any:
-    """torchao's configuration of the first layout that works. Raises InputError with every layout's reason.
+def _multiply_4(states: Tensor, numbers: Tensor, group: int, scales: Tensor) -> Tensor:
+    product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(states, numbers, group, scales)
+    return product
 
-    group: weights that share a scale, None for a whole row. dtype: of the products. device: its type, "cpu"
-    or "cuda".
+
+def _pack_4_tiles(weights: Tensor, group: int) -> Packed:
+    numbers, scales = _numbers_4(weights, group)
+    pairs = (numbers[:, ::2] << 4 | numbers[:, 1::2]).to(torch.uint8)
+    return torch.ops.aten._convert_weight_to_int4pack(pairs, INNER_TILES), scales
+
+
+def _multiply_4_tiles(states: Tensor, numbers: Tensor, group: int, scales: Tensor) -> Tensor:
+    return torch._weight_int4pack_mm(states, numbers, group, scales)
+
+
+KERNELS = (
+    Kernel("one scale a row", 8, "cpu", _pack_8, _multiply_8),
+    Kernel("one scale a row", 8, "cuda", _pack_8, _multiply_8),
+    Kernel("packed for processors", 4, "cpu", _pack_4, _multiply_4),
+    Kernel("tiles", 4, "cuda", _pack_4_tiles, _multiply_4_tiles),
+)
+"""All that PyTorch has, at most one for bits and a device. Those of CUDA were not run yet."""
+
+
+def find_kernel(bits: int, group: int | None, device: str) -> Kernel:
+    """The kernel for weights of so many bits that works. Raises InputError with the reason if none does.
+
+    group: weights that share a scale, None for a whole row. device: its type, "cpu" or "cuda".
     """
-    require_torchao()
-    problems = []
-    for layout in LAYOUTS[bits]:
-        if device in layout.devices:
-            problem = find_problem(layout, group, dtype, device)
-            if problem is None:
-                return layout.config(group)
-            problems.append(f"{layout.name}: {problem}")
-    reasons = "; ".join(problems) or "it has no layout for this device"
-    raise InputError(f"torchao has no kernel for int{bits} weights in {dtype} here ({reasons})", where=device)
+    kernel = next((one for one in KERNELS if (one.bits, one.device) == (bits, device)), None)
+    problem = "PyTorch has none for this device" if kernel is None else find_problem(kernel, group)
+    if kernel is None or problem is not None:
+        raise InputError(f"there is no kernel for int{bits} weights here: {problem}", where=device)
+    return kernel
 
 
 @cache
-def find_problem(layout: Layout, group: int | None, dtype: str, device: str) -> str | None:
-    """Why a layout does not do here, None if it does; found by a small product, once."""
-    from torchao.quantization import quantize_
-
-    kind = getattr(torch, dtype)
+def find_problem(kernel: Kernel, group: int | None) -> str | None:
+    """Why a kernel does not do here, None if it does; found by a small product, once."""
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(ROWS, INPUTS, generator=generator).to(device, kind)
-    plain, quantised = (nn.Linear(INPUTS, OUTPUTS, bias=False, device=device, dtype=kind) for _ in range(2))
+    states, weights = (
+        torch.randn(rows, INPUTS, generator=generator).to(kernel.device, PRECISION)
+        for rows in (ROWS, OUTPUTS)
+    )
     with torch.no_grad():
-        plain.weight.copy_(torch.randn(OUTPUTS, INPUTS, generator=generator))
-        quantised.weight.copy_(plain.weight)
         try:
-            quantize_(quantised, layout.config(group))
-            found, expected = quantised(states).float(), plain(states).float()
+            packed = PackedWeight.of(weights, kernel, group)
+            found, expected = F.linear(states, packed).float(), F.linear(states, weights).float()
             error = float((found - expected).norm() / expected.norm())
             if not error <= FARTHEST:
                 return f"products are off by {100 * error:.0f} %"
-            longer = seconds_of(lambda: quantised(states)) / seconds_of(lambda: plain(states))
+            longer = seconds_of(lambda: F.linear(states, packed)) / seconds_of(
+                lambda: F.linear(states, weights)
+            )
         except KERNEL_ERRORS as failure:
             return f"{type(failure).__name__}: {failure}"
     if longer > SLOWEST:
@@ -157,79 +164,90 @@ def seconds_of(product: Callable[[], Any]) -> float:
     return min(samples)
 
 
-MOST_ROWS = 8
-"""Rows up to which the kernel is clearly faster: its time grows with each."""
+class PackedWeight(Tensor):
+    """The weights [outputs, inputs] of a linear module in few bits, as a kernel wants them.
 
-CLEARLY = 1.25
-"""How much faster one row must be."""
+    It has the size, the dtype and the device of the weights that it stands for, and can be multiplied with
+    (`F.linear`) and copied; anything else raises NotImplementedError. States are rounded to bfloat16 before a
+    product, which is given back in their dtype.
 
-CLOSE = 2.0**-6
-"""Of the largest value: how far both ways of rounding to bfloat16 may lie apart."""
-
-
-class Int8Linear(nn.Linear):
-    """A linear layer with torchao's int8 weights.
-
-    torchao converts all weights to the dtype of the states for every product, which pays for many rows. For
-    up to MOST_ROWS rows this multiplies with the integers themselves, by the kernel that torch.compile would
-    put there (aten::_weight_int8pack_mm): the same integers and scales, added up in float32.
-
-    scales: [outputs], in the dtype of the states.
+    numbers, scales: that hold it.
     """
 
+    numbers: Tensor
     scales: Tensor
+    kernel: Kernel
+    group: int
+
+    @staticmethod
+    def __new__(
+        cls,
+        numbers: Tensor,
+        scales: Tensor,
+        kernel: Kernel,
+        group: int,
+        shape: torch.Size,
+        dtype: torch.dtype,
+    ) -> PackedWeight:
+        """One whose elements lie elsewhere."""
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=numbers.device)
+        made.numbers, made.scales, made.kernel, made.group = numbers, scales, kernel, group
+        return made
+
+    def __init__(self, *parts: object) -> None:
+        """All is done by `__new__`, since Tensor's takes nothing."""
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> Int8Linear:
-        """A layer with the weights of one that torchao has quantised."""
-        made = cls(linear.in_features, linear.out_features, bias=False, device="meta")
-        made.weight, made.bias = linear.weight, linear.bias
-        weight: Any = linear.weight
-        made.register_buffer("scales", weight.scale.flatten().to(weight.dtype), persistent=False)
-        return made.train(linear.training)
+    def of(cls, weights: Tensor, kernel: Kernel, group: int | None) -> PackedWeight:
+        """Weights in few bits. group: that share a scale, None for a whole row."""
+        shared = weights.shape[1] if group is None else group
+        numbers, scales = kernel.pack(weights.detach().float(), shared)
+        return cls(numbers, scales, kernel, shared, weights.shape, weights.dtype)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
-        rows = input.reshape(-1, self.in_features)
-        if len(rows) > MOST_ROWS:
-            return F.linear(input, self.weight, self.bias)
-        weight: Any = self.weight
-        product = torch._weight_int8pack_mm(rows.contiguous(), weight.qdata, self.scales)
-        product = product if self.bias is None else product + self.bias
-        return product.view(*input.shape[:-1], self.out_features)
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """The names of what holds the elements, as torch asks for it."""
+        return ["numbers", "scales"], None
 
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Any,
+        types: Collection[type],
+        given: Sequence[Any] = (),
+        named: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """A product is the kernel's."""
+        if function is F.linear:
+            return _linear(*given, **(named or {}))
+        usual: Callable[..., Any] = super().__torch_function__
+        return usual(function, types, given, named or {})
 
-@cache
-def few_rows_pay(dtype: str, device: str) -> bool:
-    """Whether torch's kernel multiplies one row clearly faster here than torchao does; tried once.
-
-    It has vector instructions for bfloat16 only; in float32 products stay torchao's, bit for bit.
-    """
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    kind = getattr(torch, dtype)
-    generator = torch.Generator().manual_seed(0)
-    row = torch.randn(1, INPUTS, generator=generator).to(device, kind)
-    own = nn.Linear(INPUTS, OUTPUTS, bias=False, device=device, dtype=kind)
-    with torch.no_grad():
-        own.weight.copy_(torch.randn(OUTPUTS, INPUTS, generator=generator))
-        quantize_(own, Int8WeightOnlyConfig(set_inductor_config=False))
-        other = Int8Linear.of(own)
-        try:
-            found, expected = other(row).float(), own(row).float()
-        except KERNEL_ERRORS:
-            return False
-        if not (found - expected).abs().max() <= CLOSE * expected.abs().max():
-            return False
-        return seconds_of(lambda: other(row)) * CLEARLY < seconds_of(lambda: own(row))
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch says that its own is no class method
+        cls, func: Any, types: Iterable[type], args: tuple[Any, ...], kwargs: dict[Any, Any]
+    ) -> Any:
+        """A copy of what holds the elements, and nothing else."""
+        if func not in (torch.ops.aten.detach.default, torch.ops.aten.clone.default):
+            raise NotImplementedError(f"{func} of weights in few bits")
+        own: PackedWeight = args[0]
+        parts = (func(own.numbers), func(own.scales))
+        return cls(*parts, own.kernel, own.group, own.shape, own.dtype)
 
 
-def linear_modules(layer: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Parent, name and module of each linear module whose weights torchao quantises, as it chooses them."""
-    for parent in layer.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Linear) and not isinstance(child, NonDynamicallyQuantizableLinear):
-                yield parent, name, child
+def _linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """[..., inputs] -> [..., outputs]."""
+    # A size of the weight's own would be asked for by way of `__torch_function__`, for every product.
+    rows = input.reshape(-1, input.shape[-1]).to(PRECISION).contiguous()
+    product = weight.kernel.multiply(rows, weight.numbers, weight.group, weight.scales).to(input.dtype)
+    product = product if bias is None else product + bias
+    return product.view(*input.shape[:-1], -1)
+
+
+def linear_modules(layer: nn.Module) -> Iterator[nn.Linear]:
+    """The linear modules of a layer; an attention's own output projection is none, since it is not called."""
+    for module in layer.modules():
+        if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear):
+            yield module
 
 
 def called_linears(layers: Iterable[nn.Module], run: Callable[[], object]) -> list[nn.Linear]:
@@ -249,51 +267,41 @@ def called_linears(layers: Iterable[nn.Module], run: Callable[[], object]) -> li
     finally:
         for handle in handles:
             handle.remove()
-    found = [entry for layer in layers for entry in linear_modules(layer)]
-    return list(
-        dict.fromkeys(linear for parent, _, linear in found if linear in called or parent not in called)
-    )
+    parents = [
+        (module, child) for layer in layers for module in layer.modules() for child in module.children()
+    ]
+    unread = {child for parent, child in parents if child in called or parent not in called}
+    found = dict.fromkeys(linear for layer in layers for linear in linear_modules(layer))
+    return [linear for linear in found if linear in unread]
 
 
 def quantise_linears(
-    layer: nn.Module, config: Any, chosen: Collection[nn.Module]
-) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Quantise a layer's linear modules that are among the chosen ones, in place.
+    layer: nn.Module, kernel: Kernel, group: int | None, chosen: Collection[nn.Module]
+) -> list[nn.Linear]:
+    """Quantise a layer's linear modules that are among the chosen ones, in place; returns them.
 
-    config: of torchao. Where torch's kernel is faster for few rows, a module becomes an `Int8Linear`. Returns
-    parent, name and quantised module of each, as they were found.
+    group: as of `find_kernel`.
     """
-    from torchao.quantization import quantize_
-
-    quantize_(
-        layer, config, filter_fn=lambda module, name: module in chosen and not is_wrapped(module.weight)
-    )
-    found = [entry for entry in linear_modules(layer) if entry[2] in chosen]
-    for parent, name, linear in found:
-        if _takes_kernel(linear):
-            setattr(parent, name, Int8Linear.of(linear))
+    found = [linear for linear in linear_modules(layer) if linear in chosen]
+    for linear in found:
+        if not is_wrapped(linear.weight):
+            packed = PackedWeight.of(linear.weight, kernel, group)
+            linear.weight = nn.Parameter(packed, requires_grad=False)
     return found
-
-
-def _takes_kernel(linear: nn.Linear) -> bool:
-    # A subclass computes something else beside the product.
-    weight: Any = linear.weight
-    if type(linear) is not nn.Linear or type(weight.data).__name__ != "Int8Tensor":
-        return False
-    return few_rows_pay(str(weight.dtype).removeprefix("torch."), weight.device.type)
 
 
 class QuantisedLayers:
     """`StreamedLayers` whose linear modules are quantised each time that a layer has been read.
 
-    streamed: the layers as they are stored; sizes and times are theirs. config, chosen: as of
+    streamed: the layers as they are stored; sizes and times are theirs. kernel, group, chosen: as of
     `quantise_linears`.
     """
 
-    def __init__(self, streamed: StreamedLayers, config: Any, chosen: Collection[nn.Module]) -> None:
+    def __init__(
+        self, streamed: StreamedLayers, kernel: Kernel, group: int | None, chosen: Collection[nn.Module]
+    ) -> None:
         self._streamed = streamed
-        self._config = config
-        self._chosen = chosen
+        self._kernel, self._group, self._chosen = kernel, group, chosen
         self.layer_bytes = streamed.layer_bytes
         self.resident_bytes = streamed.resident_bytes
 
@@ -311,20 +319,13 @@ class QuantisedLayers:
     def layer(self, index: int, following: int | None = None) -> Iterator[nn.Module]:
         """See `StreamedLayers.layer`."""
         with self._streamed.layer(index, following=following) as module:
-            found = quantise_linears(module, self._config, self._chosen)
+            found = quantise_linears(module, self._kernel, self._group, self._chosen)
             try:
                 yield module
             finally:
-                for parent, name, linear in found:
-                    setattr(parent, name, _emptied(linear))
-
-
-def _emptied(linear: nn.Linear) -> nn.Linear:
-    """A quantised module as it was before its weights were read."""
-    weight = torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    vars(linear).pop("extra_repr", None)  # which torchao wraps once more each time
-    return linear
+                for linear in found:  # as it was before its weights were read
+                    empty = torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device="meta")
+                    linear.weight = nn.Parameter(empty, requires_grad=False)
 
 
 @contextmanager

@@ -241,8 +241,8 @@ def describe_transforms() -> tuple[TransformDescription, ...]:
 
 QUANTISATION = {
     "falcon": "its layers multiply with their weights themselves, in ways that quantised ones do not allow",
-    "gpt2": "its matrices are convolutions, and torchao quantises linear modules alone",
-    "mixtral": "most of its weights are stacked experts, and torchao quantises linear modules alone",
+    "gpt2": "its matrices are convolutions, and linear modules alone are quantised",
+    "mixtral": "most of its weights are stacked experts, and linear modules alone are quantised",
 }
 PRUNING = {
     "gemma3n_text": "its layers take embeddings of their own, by number",

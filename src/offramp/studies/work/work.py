@@ -233,7 +233,7 @@ class Work(ABC, Generic[Result]):
         recipe = {
             **values,
             "code": code_of(module),
-            "versions": versions_of(module, self.transforms if self.loads else None),
+            "versions": versions_of(module, self.loads),
         }
         plug_ins = plug_ins_of(made_of)
         if plug_ins:
@@ -317,17 +317,15 @@ TOKENIZING = "tokenizers"
 """The library that cuts a text into a model's tokens."""
 
 
-def versions_of(module: str, transforms: Iterable[str] | None) -> dict[str, str]:
-    """Of the libraries that a module's work is computed by. transforms: of a model that is loaded, as texts;
-    None if none is.
-    """
+def versions_of(module: str, loads: bool) -> dict[str, str]:
+    """Of the libraries that a module's work is computed by. loads: whether a model is loaded."""
     reached = reached_from(module).items()
     imported = {module.partition(".")[0] for name, path in reached for module in imports_of(name, path)}
     names = [library for name, library in LIBRARIES.items() if name in imported]
     versions = {name: importlib.metadata.version(name) for name in names}
-    if transforms is None:
+    if not loads:
         return versions
-    return library_versions(transforms) | versions | {TOKENIZING: importlib.metadata.version(TOKENIZING)}
+    return library_versions() | versions | {TOKENIZING: importlib.metadata.version(TOKENIZING)}
 
 
 def plug_ins_of(parts: Iterable[object]) -> dict[str, str]:
