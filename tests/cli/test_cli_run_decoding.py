@@ -49,6 +49,7 @@ from offramp.studies.work.decode import (
 )
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.work import WorkContext
+from offramp.timing.baselines import by_rule
 from offramp.timing.contenders import SHORT
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
@@ -173,7 +174,7 @@ def test_steps_have_threads_of_their_own_which_are_chosen_once(
     tasks = StudyFolder(folder).read_plan().tasks.values()
     assert {task.kind: task.recipe["threads"] for task in tasks if "threads" in task.recipe} == {
         **dict.fromkeys(("trace", "heads", "score", "league", "certify"), 2),
-        **dict.fromkeys(("profile", "decode"), 1),
+        **dict.fromkeys(("profile", "baselines", "decode"), 1),
     }
     machine = RunStart.last(StudyFolder(folder).journal.read().events).machine
     assert (machine["threads"], machine["decode_threads"]) == (2, 1)
@@ -457,3 +458,21 @@ def test_who_is_chosen(finished_run: Path) -> None:
     league = replace(league, entries=entries)
     assert chosen() == [("static:exit=2", "propagate", 0.95)]
     assert "never to exit" in of_verdicts(league, ())[0].why
+
+
+def test_baselines_by_rule_are_timed_before_anything_is_certified(run_folder: Path) -> None:
+    """On a machine with kernels for them; what the run certifies needs their times."""
+    rule, plan = set(by_rule(None, (), "llama")), StudyFolder(run_folder).read_plan()
+    timed = {task.key: task for task in plan.tasks.values() if task.kind == "baselines"}
+    assert len(timed) == (2 if rule else 0)
+    for task in plan.tasks.values():
+        if task.kind in ("certify", "decode"):
+            assert ("baselines" in task.needs) == bool(rule)
+    for key in timed:
+        bench = json.loads((run_folder / "tasks" / "baselines" / key / "result.json").read_text())["bench"]
+        found = {one["name"]: one for one in bench["contenders"]}
+        assert rule <= found.keys()
+        for name in rule:
+            assert found[name]["full_depth"]
+            assert found[name]["ratio"]["value"] > 0.0
+            assert 0.0 <= found[name]["executed_agreement"]["value"] <= 1.0

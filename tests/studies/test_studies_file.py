@@ -399,14 +399,6 @@ def test_quantisation_of_a_family_that_cannot_be(tmp_path: Path, monkeypatch: py
     assert "line 4, transforms[2]" in caught.value.where
 
 
-@pytest.mark.slow
-def test_int4_in_float32(tmp_path: Path) -> None:
-    error = refused(tmp_path, AXES + 'transforms = ["none", "int4"]\n')
-    assert "line 4, transforms[2]" in error.where
-    assert "int4" in error.what
-    assert "bfloat16" in error.fix
-
-
 def test_a_study_of_no_source_is_refused() -> None:
     with pytest.raises(InputError, match="source cannot be None"):
         offramp.Study.of({}, None)

@@ -448,4 +448,4 @@ def test_a_transformed_model_is_refused() -> None:
         combine(pruned, ["prompt_lookup"], prompts=PROMPTS)
     unsourced = dataclasses.replace(base, source=None)
     with pytest.raises(InputError, match="cannot be loaded again"):
-        combine(unsourced, ["int8"], prompts=PROMPTS)
+        combine(unsourced, ["prune:drop=1"], prompts=PROMPTS)

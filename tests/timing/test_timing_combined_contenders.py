@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from generation_cases import tiny_llama, write_llama
+from quantised_cases import needs_int4
 from reading_cases import random_heads
 
 import offramp
@@ -19,8 +20,8 @@ from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.timing import defects
 from offramp.timing.accelerations import name_of, read_beside
-from offramp.timing.bench import bench, judge_measurement, run, settle
-from offramp.timing.contenders import Extent
+from offramp.timing.bench import bench, judge_measurement, kept_in_batch, run, settle
+from offramp.timing.contenders import WITHOUT_PEERS, Extent
 from offramp.timing.ratios import ratio_of, ratio_over
 from offramp.timing.results import BenchResult, CombineResult
 from offramp.timing.stopping import TimeLimits
@@ -191,3 +192,30 @@ def test_credit_of_a_bench_from_python_is_over_what_stands_beside() -> None:
     assert found.contender("prune").full_depth
     with pytest.raises(InputError, match="is early exit itself"):
         bench(tiny_llama(), "static:exit=3", prompts=PROMPTS[:2], beside=("exits",))
+
+
+@needs_int4
+def test_bits_that_do_not_fit_the_model_are_left_out_with_the_reason() -> None:
+    beside = ["int4:group=128"]
+    measured = bench(
+        tiny_llama(), "static:exit=3", prompts=PROMPTS, beside=beside, rounds=1, new_tokens=9, peers=False
+    )
+    found = measured.contender("int4")
+    assert found.left_out is not None
+    assert "int4:group=128 fits only 0% of the weights of layer 1" in found.left_out
+    assert found.full_depth
+
+
+def test_what_is_kept_of_prompts_side_by_side_is_what_is_kept_one_by_one() -> None:
+    """The fastest first, until one keeps enough."""
+    model = tiny_llama()
+    options = DecodingOptions.read("static:exit=2", new_tokens=9)
+    setting = settle(model, [options], prompts=PROMPTS)
+    measured = run(setting, limits=TimeLimits(rounds=1), extent=WITHOUT_PEERS)
+    alone = judge_measurement(measured, None, predicted={}).free_running[options.name].agreement
+    kept = kept_in_batch(measured, [options.name, "never exit", "generate()"], PROMPTS, 1.0)
+    assert list(kept) == [options.name, "never exit"]
+    assert kept["never exit"].value == 1.0
+    assert kept[options.name].value == pytest.approx(alone.value)
+    assert alone.value is not None
+    assert alone.value < 1.0

@@ -35,6 +35,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.scoring.text_quality import TextQuality
 from offramp.tracing.trace import Trace
 from offramp.tuning import proposals as proposals_module
+from offramp.tuning.baseline import PLAIN, Baseline
 from offramp.tuning.bounds import METHODS, Losses, fewest_documents, refuted, settle
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.executed import DecodingLimits
@@ -622,7 +623,48 @@ def test_the_candidates_at_a_floor_by_hand(
         proposals.found[policy, "propagate"] = kept
     proposed = proposals.at(0.1, worth, conceivable=conceivable)
     assert [1.0 / one.relative_cost for one in proposed.candidates] == pytest.approx(speeds)
-    assert (proposed.reach, proposed.without) == (pytest.approx(2.0), 1.0)
+    assert (proposed.reach, proposed.baseline) == (pytest.approx(2.0), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "best", "speeds"),
+    [
+        ((Baseline("int4", 0.52, 0.95),), "int4", [3.0]),  # no policy that keeps the floor is faster than it
+        ((Baseline("int4", 0.5, 0.89),), "never", [1.2, 1.6, 2.0]),  # it does not keep the floor itself
+        ((Baseline("int8", 0.8, 0.99), Baseline("int4", 0.5, 0.89)), "int8", [1.4, 2.0]),
+        ((Baseline("slow", 1.5, 1.0),), "never", [1.2, 1.6, 2.0]),
+    ],
+)
+def test_candidates_have_to_be_faster_than_the_best_baseline_that_keeps_the_floor(
+    trace: Trace, baselines: tuple[Baseline, ...], best: str, speeds: list[float]
+) -> None:
+    """The six policies of before at a worth of 10 %."""
+    executor = Scripted(trace, lossless)
+    proposals = Proposals([], executor, lambda kv: never_priced, np.zeros(0), Deadline(None), 6, baselines)
+    for exit, (risk, speed) in enumerate(
+        [(0.01, 1.05), (0.02, 1.2), (0.04, 1.4), (0.06, 1.6), (0.09, 2.0), (0.3, 3.0)], start=1
+    ):
+        policy = parse_policy(f"static:exit={exit}")
+        kept = Proposal(policy, "propagate", risk / 2, risk, 1.0 / speed, 1.0, free=False)
+        proposals.found[policy, "propagate"] = kept
+    proposed = proposals.at(0.1, 0.1, conceivable=0.06)
+    assert [1.0 / one.relative_cost for one in proposed.candidates] == pytest.approx(speeds)
+    assert proposed.baseline.name == best
+    assert proposed.reach == pytest.approx(2.0 * proposed.baseline.cost)
+
+
+def test_what_is_slower_than_a_timed_baseline_is_not_decoded(trace: Trace) -> None:
+    """Nothing is 50 times as fast as it is; the same policies are worth a test where it keeps too little."""
+    executor = Scripted(trace, lossless)
+    for answer in together(executor, worth=0.02, timed=[Baseline("int4", 0.02, 1.0)]).values():
+        assert answer.standing == "nothing could pay"
+        assert "could gain 2 % over int4, which is 50.000 × as fast as plain decoding" in answer.answer
+        assert "(it kept 100 %)" in answer.answer
+        assert answer.grounds is not None
+        assert (answer.grounds.baseline, answer.grounds.without) == ("int4", 0.02)
+    assert executor.decoded == []
+    kept = together(Scripted(trace, lossless), worth=0.02, timed=[Baseline("int4", 0.02, 0.5)])
+    assert {answer.standing for answer in kept.values()} == {"certified"}
 
 
 def test_what_was_decoded_for_a_verdict_is_priced_by_where_its_tokens_left(trace: Trace) -> None:

@@ -95,3 +95,9 @@ def test_a_loss_that_is_not_a_number_is_refused() -> None:
     kl = np.zeros((60, 6), dtype=np.float32)
     kl[7, 2] = np.inf
     assert token_losses(make_trace(kl_to_final=kl), parse_floor("kl=0.1"))[7, 2] == 1.0
+
+
+@pytest.mark.parametrize("floor", [{"nll": 1e-320}, {"kl": 1e-7}, {"agreement": 1.0 - 1e-9}])
+def test_a_floor_that_no_sample_could_certify_is_refused(floor: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="no sample could certify it"):
+        make_floor(floor)

@@ -8,6 +8,7 @@ import pytest
 from tuning_traces import easy_and_hard
 
 from offramp.costs.machine_registry import find_machine
+from offramp.errors import InputError
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy
@@ -214,3 +215,8 @@ def test_the_half_that_chose_picks_who_is_compared() -> None:
 def test_what_is_slower_than_plain_decoding_is_no_alternative_to_it() -> None:
     found = replayed_credit([entry(SHORT, 0.9, 1), entry("static:exit=5", 0.8, 2)], 0.95)
     assert (found.without, found.ratio) == (PLAIN_DECODING, 0.8)
+
+
+def test_a_seed_below_zero_is_refused() -> None:
+    with pytest.raises(InputError, match="seed"):
+        ranking(easy_and_hard(), None, (0.9,), -1)

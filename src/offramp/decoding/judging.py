@@ -94,7 +94,7 @@ class Judge:
         ]
 
     def _same(self, together: JudgedAnswer, alone: JudgedAnswer) -> bool:
-        tolerance = TOLERANCE[self.model.dtype] * np.maximum(1.0, np.abs(alone.largest))
+        tolerance = TOLERANCE[self.model.precision] * np.maximum(1.0, np.abs(alone.largest))
         return bool((np.abs(together.gap - alone.gap) <= tolerance).all())
 
 
@@ -194,7 +194,7 @@ def free_running(
     answer. Where a prefix is still the plain answer's, the full model's choice is the plain answer's next
     token: that is what it chose, token by token. After that its choice comes from one teacher-forced forward
     per answer; there, and where the two part, a token also counts as its choice if its logit is the largest
-    but for `TIE` or one rounding step of the model's dtype, whichever is more: such ties fall either way with
+    but for `TIE` or one rounding step of its products, whichever is more: such ties fall either way with
     the order of the sums.
     Divergence, match: means over prompts; NLL: over all generated tokens; agreement: over those after the
     first of each answer, which comes with the prompt at full depth; without any it is 1. Intervals: 95 %
@@ -274,7 +274,7 @@ def _one(model: Model, known: Judgements, prompt: Tokens, answer: Tokens, plain:
     judged, judged_plain = (known[asked, tuple(tokens)] for tokens in (answer, plain))
     shared = tokens_before_divergence(answer, plain)
     same = list(answer) == list(plain)
-    agreeing = int(full_models_choices(judged, shared, model.dtype)[1:].sum())
+    agreeing = int(full_models_choices(judged, shared, model.precision)[1:].sum())
     nll, plain_nll = -judged.logprob.sum(), -judged_plain.logprob.sum()
     return shared, same, agreeing, nll, plain_nll, len(answer), len(plain), len(answer) - 1
 

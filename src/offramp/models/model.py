@@ -30,6 +30,7 @@ from offramp.models.shape import ModelShape
 from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
 from offramp.models.templates import OTHER_TEMPLATE, rendered
+from offramp.models.tensors import precision_of
 from offramp.models.tokenizing import token_ids, tokenizing
 
 if TYPE_CHECKING:
@@ -325,6 +326,11 @@ class Model:
     def with_identity(self, identity: ModelIdentity, **changes: Any) -> Model:
         """The same with what else was changed, known from now on as another."""
         return replace(self, identify=lambda: identity, transforms=identity.transforms, **changes)
+
+    @property
+    def precision(self) -> str:
+        """What its products are rounded to: its dtype, or "bfloat16" with weights in few bits."""
+        return str(precision_of(self.hf)).removeprefix("torch.") if self.transforms else self.dtype
 
     @property
     def layers(self) -> int:

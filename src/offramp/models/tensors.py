@@ -37,6 +37,12 @@ def is_wrapped(tensor: Tensor) -> bool:
     return hasattr(tensor, "__tensor_flatten__")
 
 
+def precision_of(hf: Any) -> torch.dtype:
+    """What products are rounded to: the dtype of the weights, or bfloat16 where some are in few bits."""
+    parameters = list(hf.parameters())
+    return torch.bfloat16 if any(map(is_wrapped, parameters)) else parameters[0].dtype
+
+
 def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors that hold a tensor's elements: itself, or its integers, scales and zero points."""
     if not is_wrapped(tensor):

@@ -30,7 +30,7 @@ from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.scoring.text_quality import Measure, TextQuality
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit, replayed_credit
 from offramp.tuning.verdict import Decision, Lack, Speed, Verdict, from_main
-from offramp.tuning.verdict_words import CUT, ceiling_words, kept_words, without_words
+from offramp.tuning.verdict_words import CUT, baseline_words, ceiling_words, kept_words, without_words
 from offramp.workloads.packing import SHORTEST_CAP
 
 
@@ -191,11 +191,20 @@ def _refusal(findings: Sequence[Finding[Verdict]]) -> str:
     if verdict.hopeless is not None:
         return ceiling_words(verdict.hopeless)
     if all(finding.detail.standing in ("nothing could pay", "nothing faster") for finding in findings):
-        searched, over = "that was searched", " over the best decoder without exits"
+        searched, over = "that was searched", f" over {_baseline(findings)}"
     else:
         searched, over = "replayed on the measurement,", "; nothing was decoded"
     policy = "no policy" if searched.startswith("that") else "no policy,"
     return f"{policy} {searched} is predicted to gain {percent(verdict.worth, 0)}{over}"
+
+
+def _baseline(findings: Sequence[Finding[Verdict]]) -> str:
+    """The best decoder without exits, with what it gains, where all texts have the same."""
+    details = [finding.detail for finding in findings]
+    speeds = [detail.without_speed for detail in details if detail.without_speed is not None]
+    if len(speeds) < len(details) or len({detail.without for detail in details}) > 1:
+        return "the best decoder without exits"
+    return f"{without_words(details[0].without)}, {baseline_words(min(speeds))}"
 
 
 def _doubt(findings: Sequence[Finding[Verdict]]) -> str:

@@ -159,7 +159,7 @@ def run_study(
             "seconds": (1.0 - CERTIFYING) * seconds,
             "prompts": PROMPTS,
             "rounds": ROUNDS,
-            "beside": asked.ways_beside,
+            "beside": (AUTO, *asked.ways_beside),
         }
     study = Study.of(values, Source(INLINE, "run"))
     check_study(study)
@@ -243,6 +243,7 @@ WORDS = {
     "score": "scoring {}",
     "league": "searching policies on {}",
     "tune": "tuning on {}",
+    "baselines": "timing baselines on {}: what needs no exits",
     "certify": "tuning on {}, by what decodes",
     "decode": "decoding {} for real, beside plain decoding",
 }
@@ -473,7 +474,7 @@ class _StartedRun:
         for task, name in _in_order(plan):
             if decoding and task is decoding[0]:
                 before_decoding(reader.result())
-            if task.kind in ("trace", "certify", "decode"):
+            if task.kind in ("trace", "baselines", "certify", "decode"):
                 self.write_so_far(reader, plan, task)
             # What cannot be decoded is said on the page; all else that fails ends the run.
             with contextlib.suppress(OfframpError) if task.kind == "decode" else contextlib.nullcontext():
@@ -523,7 +524,7 @@ class _StartedRun:
         shown = [
             (task, self.words(task, name))
             for task, name in _in_order(plan)
-            if task.kind in ("profile", "trace", "certify", "decode")
+            if task.kind in ("profile", "trace", "baselines", "certify", "decode")
         ]
         done = [words for task, words in shown if self.folder.is_done(task)]
         to_come = [words for task, words in shown if words not in done and task is not running]

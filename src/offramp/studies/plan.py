@@ -25,12 +25,14 @@ from offramp.studies.study_checks import (
     combined_steps,
     steps_of,
     text_of,
-    transforms_beside,
+    transforms_of_all,
 )
 from offramp.studies.study_tables import (
+    AUTO,
     LEAGUE,
     NONE,
     TUNED,
+    Decode,
     HeadsEntry,
     LoadEntry,
     MachineEntry,
@@ -41,6 +43,7 @@ from offramp.studies.study_tables import (
 )
 from offramp.studies.task import AXES, FINGERPRINTS, StudyCell, StudyJob, Task
 from offramp.studies.task_costs import Fitness, StudyVariant, room_of, sizes_of
+from offramp.studies.work.baselines import BASELINES_PROMPTS, BASELINES_SECONDS, BaselinesWork
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.combine import CombineWork
 from offramp.studies.work.decode import DecodeWork
@@ -50,6 +53,7 @@ from offramp.studies.work.profile import ProfileWork
 from offramp.studies.work.trace import TraceWork
 from offramp.studies.work.training import TrainingWork
 from offramp.studies.work.work import FILLED, Work, settings_of, works
+from offramp.timing.baselines import by_rule
 from offramp.tracing.request import parse_signals
 from offramp.workloads.audio import AUDIO
 
@@ -68,7 +72,7 @@ def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -
 
 
 OTHERS = "others"
-STAGES = ("profile", "heads", "training", "trace", "certify", "decode", "combine", OTHERS)
+STAGES = ("profile", "heads", "training", "trace", "baselines", "certify", "decode", "combine", OTHERS)
 
 
 def _stage(task: Task) -> str:
@@ -86,7 +90,7 @@ def _shared(task: Task) -> str:
     """What the tasks of one job have in common."""
     if _reads_its_trace(task):
         return task.needs["trace"]
-    if _stage(task) in ("certify", "decode", "combine", OTHERS) and "model" in task.recipe:
+    if _stage(task) in ("baselines", "certify", "decode", "combine", OTHERS) and "model" in task.recipe:
         # One after another on one loaded model.
         model = task.recipe["model"]
         return f"{model.get('fingerprint') or model['source']} {model['transforms']}"
@@ -296,8 +300,11 @@ class Expansion:
         if "profile" in roles and machine.source == LOCAL:
             timings = self.made(ProfileWork, variant, values={"seconds": PROFILE_SECONDS})
             needs["profile"] = self.add(timings, f"profile {variant.name}")
-        for role in ("score", "league", "certify", "tune"):
-            if role in roles and role in ("score", "league", self.tuner):
+        sought = ("score", "league", "baselines", self.tuner)
+        for role in ("score", "league", "baselines", "certify", "tune"):
+            if role == "baselines" and not ("profile" in needs and self.by_rule(variant)):
+                continue  # what is not timed here, or has none
+            if role in roles and role in sought:
                 made = self.of_row(role, variant, workload, needs, machine)
                 needs[role] = self.add(made, f"{role} {row.name}")
         asked: PolicyEntry | LoadEntry | None = None
@@ -447,8 +454,11 @@ class Expansion:
             counted_by = counter_version() if workload.used.kind == AUDIO.name else None
             values = {**certify.model_dump(), "delta": self.study.shared_delta, "counted_by": counted_by}
         elif kind == DecodeWork.kind and decode is not None:
-            made_of += transforms_beside(decode)
-            values = {**decode.model_dump(), "tried": tuple(step.text for step in made_of)}
+            values = self._beside(decode, variant, made_of)
+        elif kind == BaselinesWork.kind and decode is not None:
+            # Those by rule alone: what is asked for besides changes nothing of what is certified.
+            values = self._beside(decode.model_copy(update={"beside": (AUTO,)}), variant, made_of)
+            values |= {"prompts": BASELINES_PROMPTS, "rounds": 1, "seconds": BASELINES_SECONDS}
         if index is None:
             return self.made(work, variant, workload, needs, on=on, values=values, made_of=made_of)
         try:
@@ -463,6 +473,22 @@ class Expansion:
                 fix=f"mend its settings; it has {', '.join(settings) or 'none'}",
             ) from error
         return task
+
+    def by_rule(self, variant: StudyVariant) -> tuple[str, ...]:
+        """The baselines by rule on a model, where they are asked for."""
+        if self.study.decode is None or AUTO not in self.study.decode.beside:
+            return ()
+        return by_rule(self._said["device"], variant.texts, variant.model.model_type)
+
+    def _beside(self, decode: Decode, variant: StudyVariant, made_of: list[Any]) -> dict[str, Any]:
+        """The settings of [decode] on a model, with what stands beside by name, and `made_of` its code."""
+        rule = self.by_rule(variant)
+        named = (one for text in decode.beside for one in (rule if text == AUTO else (text,)))
+        beside = tuple(dict.fromkeys(named))
+        steps = transforms_of_all(beside)
+        made_of += steps
+        tried = tuple(step.text for step in steps)
+        return {**decode.model_dump(), "beside": beside, "by_rule": rule, "tried": tried}
 
     def combine(self, variant: StudyVariant, workload: FoundWorkload) -> Task:
         """Accelerations of an untransformed model, alone and together."""

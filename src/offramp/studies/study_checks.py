@@ -32,7 +32,6 @@ from offramp.studies.study_tables import (
     TUNED,
     AxisEntry,
     Combine,
-    Decode,
     HeadsEntry,
     TrainingEntry,
     TransformEntry,
@@ -88,9 +87,13 @@ def combined_steps(combine: Combine) -> tuple[Transform, ...]:
     return tuple(step for step in accelerations_of(combine) if not isinstance(step, str))
 
 
-def transforms_beside(decode: Decode, dtype: str | None = None) -> tuple[Transform, ...]:
-    """Those of the models that are decoded beside, each once. Raises what `read_beside` raises."""
-    parts = [part for combination in read_beside(decode.beside, dtype) for part in combination]
+def transforms_of_all(beside: Sequence[str], dtype: str | None = None) -> tuple[Transform, ...]:
+    """Those of the models that are decoded beside, each once; of what is asked for by name.
+
+    Raises what `read_beside` raises.
+    """
+    named = [text for text in beside if text != AUTO]
+    parts = [part for combination in read_beside(named, dtype) for part in combination]
     return tuple({part.text: part.transform for part in parts if part.transform is not None}.values())
 
 
@@ -104,7 +107,7 @@ def all_steps(study: Study) -> Iterator[tuple[Transform, Location]]:
             yield step, ("combine", "accelerations")
     if study.decode is not None:
         with placed(study, "decode", "beside"):
-            beside = transforms_beside(study.decode, study.settings.dtype)
+            beside = transforms_of_all(study.decode.beside, study.settings.dtype)
         for step in beside:
             yield step, ("decode", "beside")
 

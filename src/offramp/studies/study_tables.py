@@ -307,7 +307,8 @@ class Decode(TomlTable):
     seconds: Seconds = TIMING_SECONDS
     """Of timing in one cell; it stops sooner where every policy's question is answered."""
     beside: tuple[Text, ...] = ()
-    """What would be used instead of exits, timed in the same turns: "int8", "int8 + prompt_lookup"."""
+    """What would be used instead of exits, timed in the same turns: "int8", "int8 + prompt_lookup"; "auto":
+    the baselines by rule."""
 
 
 class Combine(TomlTable):

@@ -36,8 +36,8 @@ from offramp.scoring.estimate import Estimate
 from offramp.scoring.text_quality import TextQuality, not_counted
 from offramp.timing.accelerations import read_beside
 from offramp.timing.combined_contenders import contenders_beside
-from offramp.timing.contenders import NEVER, WITHOUT_PEERS, Extent, candidates_of, decode_timed
-from offramp.timing.decoder import DecodedBatch, Setting, batches_of
+from offramp.timing.contenders import NEVER, ONE_CALL, WITHOUT_PEERS, Extent, candidates_of, decode_timed
+from offramp.timing.decoder import DecodedBatch, Decoder, Setting, batches_of
 from offramp.timing.defects import a_a_defect, judge_a_a
 from offramp.timing.forecast import adapts, fitted_of, forecast, predict, pricing, records_of
 from offramp.timing.ratios import (
@@ -165,6 +165,8 @@ class Measurement:
     result: BenchResult
     setting: Setting
     decoded: Mapping[str, Mapping[int, DecodedBatch]]
+    decoders: tuple[Decoder, ...] = ()
+    """Those that were tried out."""
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     free_running: Mapping[str, FreeRunning] = field(default_factory=dict)
     """By contender's name, as far as answers were judged and times foretold."""
@@ -216,7 +218,7 @@ def run(
             price=pricing(setting, machine if isinstance(machine, TimingsProfile) else "bytes"),
             prices=prices,
         )
-        session.run((*candidates_of(setting, extent), *beside))
+        session.run((*beside, *candidates_of(setting, extent)))  # those asked for are left out last
         fields = session.fields(further)
     fields["contenders"] = (*fields["contenders"], *session.missing)
     result = BenchResult(
@@ -227,7 +229,7 @@ def run(
         batching=main.batching,
         **fields,
     )
-    return Measurement(result, session.setting, session.decoded)
+    return Measurement(result, session.setting, session.decoded, tuple(session.decoders))
 
 
 def predict_cells(
@@ -347,6 +349,33 @@ def judged_answers(measurement: Measurement, *, seed: int = SEED) -> dict[str, F
         for name in (*cells, *others)
         if name in decoded
     }
+
+
+def kept_in_batch(
+    measurement: Measurement,
+    names: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    enough: float,
+    *,
+    seed: int = SEED,
+) -> dict[str, Estimate[float]]:
+    """The executed agreement of some contenders on more prompts, all of them decoded side by side, untimed.
+
+    names: the fastest first; who comes after one that keeps `enough` is not decoded. seed: of the intervals.
+    """
+    setting, known = measurement.setting, Judgements()
+    decoders = {decoder.name: decoder for decoder in measurement.decoders}
+    found: dict[str, Estimate[float]] = {}
+    with with_most_threads():
+        (together,) = batches_of(prompts, len(prompts), setting.prompts[0].ids.device)
+        plain = decoders[ONE_CALL].decode(together, setting.new_tokens).tokens
+        for name in names:
+            answers = decoders[name].decode(together, setting.new_tokens).tokens
+            quality = free_running(setting.model, prompts, answers, plain, seed=seed, known=known)
+            found[name] = quality.agreement
+            if quality.agreement.value is not None and quality.agreement.value >= enough:
+                break
+    return found
 
 
 def text_quality_of(measurement: Measurement, workload: Workload, *, seed: int = SEED) -> TextQuality | None:

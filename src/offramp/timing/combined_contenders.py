@@ -86,6 +86,8 @@ def candidate_of(parts: Parts, variant: ModelVariant) -> CombinedContender:
     exits = any(part.text in OF_THE_POLICY for part in parts)
     if variant.refused is not None and exits:
         return CombinedContender(parts, setting, left_out(name, ROLE, variant.refused))
+    if variant.unfit is not None:
+        return CombinedContender(parts, setting, left_out(name, ROLE, variant.unfit, full_depth=not exits))
     if way == LLAMA_CPP:
         return _native(parts, setting)
     try:
@@ -130,12 +132,12 @@ def candidates_within(
 def contenders_beside(setting: Setting, combinations: Sequence[Parts], budget: Budget) -> Candidates:
     """Combinations without exits as what users would pick instead of the policies of a setting.
 
-    budget: in which their models are loaded, as far as there is time.
-
-    Raises ModelError for a transform that does not fit the model.
+    budget: in which their models are loaded, as far as there is time. One that a transform does not fit is
+    left out, with the reason.
     """
     own = setting.main.heads
-    variants = load_variants(setting, combinations, heads=() if own is None else (own,), budget=budget)
+    heads = () if own is None else (own,)
+    variants = load_variants(setting, combinations, heads=heads, budget=budget, demanded=False)
     for candidate in candidates_within(setting, combinations, variants, budget):
         found = candidate.contender
         if isinstance(found, Decoder) and transforms_of(candidate.parts):

@@ -212,6 +212,8 @@ class Extent:
 
 
 WITHOUT_PEERS = Extent(PLAIN_DECODERS)
+BASELINES_ALONE = Extent((NEVER, WHOLE), races=True)
+"""What baselines are timed beside before anything else is."""
 SHORT = Extent((CUT, NEVER, DYNAMIC, WHOLE, LOOKUP), races=True)
 """What a verdict and forecasts need: whatever is without exits."""
 

@@ -118,7 +118,7 @@ class Setting:
     @property
     def exact(self) -> bool:
         """Whether lossless decoders must give the full model's tokens: only float32 tells ties apart."""
-        return self.model.dtype == "float32"
+        return self.model.precision == "float32"
 
 
 Decode = Callable[[PromptBatch, int], DecodedBatch]

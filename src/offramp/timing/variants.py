@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +12,12 @@ from offramp.commands import command_for
 from offramp.decoding.options import check_policy
 from offramp.errors import InputError, ModelError, PolicyError
 from offramp.heads.exit_heads import ExitHeads
+from offramp.models.discovery import find_stack
 from offramp.models.loading import Placement
 from offramp.models.model import Model
 from offramp.models.transforms.prune import Prune
-from offramp.models.transforms.transform import Transform, parse_transform
+from offramp.models.transforms.quantise import Quantised
+from offramp.models.transforms.transform import Transform, apply_transform, parse_transform
 from offramp.policies.parameter_types import pruned_policy
 from offramp.timing.accelerations import (
     Parts,
@@ -45,6 +49,8 @@ class ModelVariant:
     """Its cell holds the policy that leaves at its exits."""
     refused: str | None = None
     """Why that policy, or none at all, can decide on this model; None if it can."""
+    unfit: str | None = None
+    """Why the transforms do not fit, so that the setting is the base's; None if they do."""
 
 
 def heads_for(model: Model, heads: Sequence[ExitHeads]) -> ExitHeads | None:
@@ -65,16 +71,17 @@ def load_variants(
     *,
     heads: Sequence[ExitHeads] = (),
     budget: Budget | None = None,
+    demanded: bool = True,
 ) -> dict[Key, ModelVariant]:
     """Every model that the combinations need, by the names of its transforms; all stay in memory.
 
     base: of the untransformed model, with the policy as its cell. heads: each file is used on the model that
     it was fitted on. budget: a model is left out where the longest of those before would, once more, take it
-    beyond PREPARING_SHARE; None for no limit.
+    beyond PREPARING_SHARE; None for no limit. demanded: whether a transform that does not fit is an error,
+    and no reason to leave its model out.
 
     Raises ModelError for a transform that does not fit the model, InputError for heads of no model here.
     """
-    source = base.model.source
     found: dict[Key, ModelVariant] = {(): ModelVariant(base)}
     resolved: dict[str, Transform] = {}
     budget = budget or Budget()
@@ -87,30 +94,52 @@ def load_variants(
             complete = False
             continue
         began = budget.spent
-        if source is None:
-            raise ModelError(
-                "a model that was built in memory cannot be loaded again, transformed",
-                where=base.model.name,
-                fix="save it to a folder, and load that",
-            )
-        model = load_transformed(
-            source,
-            dtype=base.model.dtype,
-            transforms=[
-                resolved.get(part.name, part.transform) for part in parts if part.transform is not None
-            ],
-            trust_remote_code=base.model.runs_own_code,
-            progress=False,
-            placement=Placement(str(base.model.stack.device)),
-        )
+        transforms = [resolved.get(part.name, part.transform) for part in parts if part.transform is not None]
+        try:
+            model = _transformed(base.model, transforms)
+        except ModelError as error:
+            if demanded:
+                raise
+            found[key] = ModelVariant(base, unfit=error.what)
+            continue
         if len(parts) == 1:
             # What was measured for it (which layers matter least) is not measured again.
-            resolved[key[0]] = parse_transform(model.transforms[0])
+            resolved[key[0]] = parse_transform(model.transforms[-1])
         found[key] = _variant(base, model, heads)
         longest = max(longest, budget.spent - began)
     if complete:
         _require_all_used(found, heads)
     return found
+
+
+def sharing_weights(model: Model) -> Model:
+    """The same model in modules of its own, which hold the same tensors: what replaces some of them leaves
+    the other as it is."""
+    held = [*model.hf.parameters(), *model.hf.buffers()]
+    hf = copy.deepcopy(model.hf, {id(tensor): tensor for tensor in held})
+    return replace(model, hf=hf, stack=find_stack(hf, name=model.name))
+
+
+def _transformed(base: Model, transforms: Sequence[Transform]) -> Model:
+    """A model with some transforms more; in few bits it shares whatever they leave as it is."""
+    if all(isinstance(transform, Quantised) for transform in transforms):
+        return functools.reduce(
+            lambda model, transform: apply_transform(transform, model), transforms, sharing_weights(base)
+        )
+    if base.source is None:
+        raise ModelError(
+            "a model that was built in memory cannot be loaded again, transformed",
+            where=base.name,
+            fix="save it to a folder, and load that",
+        )
+    return load_transformed(
+        base.source,
+        dtype=base.dtype,
+        transforms=[*map(parse_transform, base.transforms), *transforms],
+        trust_remote_code=base.runs_own_code,
+        progress=False,
+        placement=Placement(str(base.stack.device)),
+    )
 
 
 def _variant(base: Setting, model: Model, heads: Sequence[ExitHeads]) -> ModelVariant:

@@ -20,6 +20,7 @@ from offramp.policies.whole_request import WholeRequest
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
+from offramp.tuning.baseline import PLAIN, Baseline
 from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents, refuted
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.fixed_sequence import (
@@ -84,6 +85,8 @@ class DecodingLimits:
     tested is predicted to reach four fifths of it; half, if it is the fastest that keeps the floor and none
     that does reaches more. None to look for the fastest at the floor."""
 
+    timed: Sequence[Baseline] = ()
+    """Baselines that were timed before, whatever they keep."""
     request: WholeRequest | None = None
     """Of a model with an encoder: the worth is of a request, what is predicted of decoding."""
 
@@ -132,6 +135,7 @@ def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: Dec
         first.roles.search,
         clock.share(RERUN_SHARE),
         limits.candidates or TARGETS,
+        limits.timed,
     )
     known: dict[tuple[ExitPolicy, str], Losses] = {}
     floors = [_Floor(job, pools.get(job.floor), executor, limits, known) for job in jobs]
@@ -139,7 +143,7 @@ def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: Dec
         floor.test_full_model(clock)
     open_floors = [floor for floor in floors if floor.can_be_answered]
     if open_floors and hoped is not None:
-        proposals.challenge(hoped)
+        proposals.challenge(hoped, [floor.job.floor.risk for floor in open_floors])
     for floor in open_floors:
         reach = proposals.replayed_reach(floor.job.floor.risk)
         if hoped is None or (reach is not None and reach >= 1.0 + limits.conceivable):
@@ -255,7 +259,7 @@ class _Floor:
     def answer(self, prices: PricesOf, priced: Priced, drafting: Drafting, clock: Deadline) -> Tuned:
         """What came out, and why."""
         job, executor, trials = self.job, self.executor, self.trials
-        proposed = self.proposed or Proposed((), None, 1.0, complete=False)
+        proposed = self.proposed or Proposed((), None, PLAIN, complete=False)
         chosen = chosen_trial(trials)
         looked_at = max((trial.documents for trial in trials), default=0)
         agreement = None
@@ -277,7 +281,9 @@ class _Floor:
             standing="certified" if chosen is not None else self._standing(proposed),
             complete=proposed.complete and not self.out_of_time,
             reach=proposed.reach,
-            without=proposed.without,
+            without=proposed.baseline.cost,
+            baseline=proposed.baseline.name,
+            baseline_kept=proposed.baseline.kept,
             worth=self.limits.worth,
             at_hand=executor.documents,
             left_out=executor.left_out,

@@ -26,6 +26,10 @@ PLACES = {"kind": "floor= (--floor)", "value": "floor= (--floor)", "clip": "clip
 FloorAnswer = Literal["holds", "broken", "not decided"]
 
 
+LEAST = 1e-6
+"""The least risk that a floor may allow."""
+
+
 @dataclass(frozen=True)
 class Floor:
     """A quality floor: what the user will not give up.
@@ -45,6 +49,13 @@ class Floor:
             lambda value, given: value < 1.0 or given.kind in NATS,
             "a share of agreement below 1",
             "choose a number between 0 and 1; 1 itself can never be certified from a sample",
+        ),
+        Beside(
+            lambda value, given: (
+                (1.0 - value if given.kind in SHARES else value / (given.clip or CLIP)) >= LEAST
+            ),
+            "looser than that: no sample could certify it",
+            "choose a share below 0.999999, or more nats",
         ),
     ]
     clip: Annotated[

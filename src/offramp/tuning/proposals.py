@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from offramp.policies.charge import Charge, run_of
 from offramp.policies.cost_breakdown import PriceAt
 from offramp.policies.policy import ExitPolicy
+from offramp.tuning.baseline import PLAIN, Baseline
 from offramp.tuning.certificate import order_places
 from offramp.tuning.fixed_sequence import Deadline, Executor, Proposal
 from offramp.tuning.pool import ROUNDING, Pool, ScoredPolicy, front_of
@@ -61,8 +62,8 @@ class Proposed:
     reach: float | None
     """Predicted speed over the best decoder without exits, of the fastest that keeps the floor: as rerun, or
     in replay where nothing was rerun; None without any."""
-    without: float
-    """Cost of the best decoder without exits at the floor, over plain cost."""
+    baseline: Baseline
+    """The best that keeps the floor."""
     complete: bool
     """Whether the reruns that were asked for were made before their time was used up."""
 
@@ -81,6 +82,8 @@ class Proposals:
     documents: NDArray[np.int64]
     clock: Deadline
     steps: int = TARGETS
+    baselines: Sequence[Baseline] = ()
+    """That were timed before."""
     reruns: int = field(default=0, init=False)
     cut_short: bool = field(default=False, init=False)
     """Whether time ended before all reruns were made that were asked for."""
@@ -108,18 +111,21 @@ class Proposals:
             self._calibrate(kv, risk, (last - self.reruns) // (len(approximate) - number))
         self.cut_short |= self.clock.over
 
-    def challenge(self, worth: float) -> None:
-        """Rerun the most cautious policies, as replayed, whose speed over plain decoding is worth it.
+    def challenge(self, worth: float, risks: Sequence[float]) -> None:
+        """Rerun the most cautious policies, as replayed, whose speed over a best baseline is worth it.
+
+        risks: that floors allow, each with a best baseline of its own.
 
         They may lose more than any floor allows: one of them is decoded where nothing that keeps a floor
         could pay, so that what is refuted was tried.
         """
         self._cut_head()
-        for kv in self.executor.strategies:
+        costs = sorted({self._best_baseline(risk).cost for risk in risks}, reverse=True)
+        for kv, cost in itertools.product(self.executor.strategies, costs):
             paying = [
                 scored
                 for scored in itertools.chain.from_iterable(self._decodable(kv))
-                if self._plain > (1.0 + worth) * scored.cost
+                if cost * self._plain > (1.0 + worth) * scored.cost
                 and not (scored.policy.remembers or scored.policy.full_depth)
             ]
             for scored in front_of(paying)[:CHALLENGERS]:
@@ -140,7 +146,7 @@ class Proposals:
             for scored in pool.found
             if scored.risk <= risk + ROUNDING and not scored.policy.full_depth
         ]
-        return self._without_exits(risk) / min(allowed) if allowed else None
+        return self._best_baseline(risk).cost / min(allowed) if allowed else None
 
     def _cut_head(self) -> None:
         """Note what the output head cut to the short list loses at full depth; it has no K and V to fill."""
@@ -172,7 +178,8 @@ class Proposals:
         usable = [
             proposal for proposal in self.found.values() if worth is None or not proposal.policy.full_depth
         ]
-        without = 1.0 if worth is None else self._without_exits(risk)
+        baseline = PLAIN if worth is None else self._best_baseline(risk)
+        without = baseline.cost
 
         def gain(proposal: Proposal) -> float:
             return without / proposal.relative_cost - 1.0
@@ -192,16 +199,17 @@ class Proposals:
         ordered = sorted(
             candidates.values(), key=lambda candidate: (candidate.risk, -candidate.relative_cost)
         )
-        return Proposed(tuple(ordered), reach, without, complete=not self.cut_short)
+        return Proposed(tuple(ordered), reach, baseline, complete=not self.cut_short)
 
-    def _without_exits(self, risk: float) -> float:
-        """Cost of the best decoder without exits at a floor that allows this risk, over plain cost."""
+    def _best_baseline(self, risk: float) -> Baseline:
+        """The fastest at a floor that allows this risk: plain, the head cut to the list, or a timed one."""
         cut = [
-            proposal.relative_cost
+            Baseline(str(proposal.policy), proposal.relative_cost, 1.0 - proposal.risk)
             for proposal in self.found.values()
-            if proposal.policy.full_depth and proposal.risk <= risk + ROUNDING
+            if proposal.policy.full_depth
         ]
-        return min([1.0, *cut])
+        keeping = [one for one in (*cut, *self.baselines) if 1.0 - one.kept <= risk + ROUNDING]
+        return min([PLAIN, *keeping], key=lambda baseline: baseline.cost)
 
     @property
     def _plain(self) -> float:

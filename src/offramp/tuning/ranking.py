@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from offramp.costs.machine import Machine
 from offramp.defaults import FLOORS, SEED, WORTH
-from offramp.kit.numbers import Count, NotNegative, Number
+from offramp.kit.arguments import checked
+from offramp.kit.numbers import Count, NotNegative, Number, Whole
 from offramp.policies.cost_breakdown import saved_error
 from offramp.policies.figures import PLAIN_DECODING, shared_fields
 from offramp.policies.policy import ExitPolicy
@@ -77,11 +78,12 @@ class MachineAnswer(HeldOut):
     """As a verdict's."""
 
 
+@checked
 def ranking(
     trace: Trace,
     machine: Machine | None,
     floors: tuple[float, ...] = FLOORS,
-    seed: int = SEED,
+    seed: Whole = SEED,
     *,
     halves: Halves | None = None,
 ) -> tuple[RankedPolicy, ...]:

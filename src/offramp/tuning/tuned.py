@@ -13,12 +13,12 @@ import numpy as np
 from offramp.errors import InputError, refused_as, shortened
 from offramp.files import write_sealed_json
 from offramp.heads.file import heads_path
-from offramp.kit.numbers import Count, Number, Whole
+from offramp.kit.numbers import Count, Number, Proportion, Whole
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.kit.typed import to_json as record_json
 from offramp.policies.binding import TunedOn
 from offramp.policies.decisions import task_of
-from offramp.policies.figures import PLAIN_DECODING, PositiveOf, ShareOf, SkippedOf
+from offramp.policies.figures import NEVER, PLAIN_DECODING, PositiveOf, ShareOf, SkippedOf
 from offramp.policies.grammar import TUNED, TUNED_SCHEMA_VERSION, read_policy_file, require_whole
 from offramp.policies.kv import STRATEGIES
 from offramp.policies.policy import ExitPolicy, columns_of
@@ -91,13 +91,17 @@ class Grounds:
     """Predicted speed, over the best decoder without exits, of the fastest that keeps the floor on the search
     documents, as rerun or in replay; None without any."""
     without: PositiveOf[float]
-    """Cost of the best decoder without exits that keeps the floor as rerun, over plain cost: 1 for plain."""
+    """Cost of the best baseline that keeps the floor, over plain cost: 1 for plain."""
     worth: Number | None
     """The gain that candidates had to reach, None where the fastest was looked for."""
     at_hand: Whole
     """Documents to certify on, whether or not so many were allowed."""
     left_out: str = ""
     """Documents that gave no prompt, in words."""
+    baseline: str = NEVER
+    """The name of the best baseline."""
+    baseline_kept: Proportion = 1.0
+    """What it keeps: as rerun, or of the prompts that it was timed on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from offramp.defaults import BYTES, LOCAL, MAIN_FLOOR
 from offramp.kit.numbers import NotNegative, Number, Whole
 from offramp.kit.typed import NumberOrNan
-from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved, PositiveOf, ShareOf
+from offramp.policies.figures import NEVER, PLAIN_DECODING, KeptAndSaved, PositiveOf, ShareOf
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.whole_request import WholeRequest, of_request
 from offramp.scoring.estimate import Estimate, require_ordered
@@ -121,6 +121,8 @@ class Verdict(KeptAndSaved):
     """What `net_speedup` is counted in: that, or seconds on the machine of this name."""
     without: str = "never"
     """The best decoder without exits that keeps the floor."""
+    without_speed: NotNegative | None = None
+    """Of that decoder over plain decoding, at the lower limit; None where it is not known."""
     credit: PositiveOf[Estimate] | None = None
     """Speed over that decoder, by which it is decided: measured in the same turns where the speed is, else
     predicted; None where it is not known."""
@@ -261,6 +263,9 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         outcome = by_standing
     if outcome == "time" and _lacks_documents(tuned):
         outcome = "data"  # which no time would bring
+    without = _baseline_of(verdict, tuned) if timed is None or timed.credit is None else timed.over
+    grounds = tuned.grounds
+    known = grounds is not None and grounds.baseline == without != NEVER
     settled = replace(
         verdict,
         outcome=outcome,
@@ -272,7 +277,8 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         documents_needed=tuned.certificate.documents_needed,
         gain=tuned.gain if tried is None else None,
         tried=tried,
-        without=verdict.without if timed is None or timed.credit is None else timed.over,
+        without=without,
+        without_speed=1.0 / grounds.without if known and grounds is not None else None,
         credit=None if credit is None else Estimate(credit.value, credit.low, credit.high),
         standing=standing,
         decoding=None if verdict.request is None else decoding,
@@ -283,6 +289,12 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         return replace(settled, outcome="data", reason=reason, missing=(CONTRADICTED,))
     missing = missing_of(settled, tuned) if settled.lack is not None else ()
     return replace(settled, reason=reason, missing=missing)
+
+
+def _baseline_of(verdict: Verdict, tuned: Tuned) -> str:
+    """The best baseline as far as it is known without timing beside it."""
+    known = NEVER if tuned.grounds is None else tuned.grounds.baseline
+    return verdict.without if known == NEVER else known
 
 
 def _lacks_documents(tuned: Tuned) -> bool:

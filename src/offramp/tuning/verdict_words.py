@@ -204,9 +204,13 @@ def _nothing_could_pay(job: TuningJob, grounds: Grounds) -> str:
         reach = grounds.reach if job.request is None else job.request.speed(grounds.reach)
         said = f"the fastest that keeps {job.floor} on {searched} documents is {reach:.3f} ×"
         said += "" if job.request is None else f" for a whole request, {grounds.reach:.3f} × in decoding"
+    over = "the best decoder without exits"
+    if grounds.baseline != NEVER:
+        over = f"{without_words(grounds.baseline)}, {baseline_words(1.0 / grounds.without)}"
+        over += f" (it kept {percent_down(grounds.baseline_kept)})"
     return (
-        f"Nothing that was searched could gain {100 * grounds.worth:g} % over the best decoder without "
-        f"exits: none is predicted to gain four fifths of that on {job.pricing.machine}; {said}. {STAYS}"
+        f"Nothing that was searched could gain {100 * grounds.worth:g} % over {over}"
+        f": none is predicted to gain four fifths of that on {job.pricing.machine}; {said}. {STAYS}"
     )
 
 
@@ -438,6 +442,11 @@ def without_words(name: str) -> str:
         return "plain decoding"
     known = short_name(name)
     return CUT if known == SHORT_HEAD else known
+
+
+def baseline_words(speed: float) -> str:
+    """What a baseline without exits gains."""
+    return f"which is {speed:.3f} × as fast as plain decoding"
 
 
 def kept_words(verdict: Verdict) -> str:

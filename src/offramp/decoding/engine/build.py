@@ -24,7 +24,7 @@ from offramp.models.conditioned import probing
 from offramp.models.discovery import find_stack, probe_ids
 from offramp.models.model import Model, alone_with
 from offramp.models.stack import ExitStack
-from offramp.models.tensors import largest_difference, largest_finite
+from offramp.models.tensors import largest_difference, largest_finite, precision_of
 
 CHECKED_TOKENS = 7
 # Of the largest logit. Wide: a cache that is not read at all is what must be found.
@@ -276,7 +276,7 @@ def _find_out(stack: ExitStack, name: str) -> _Known:
         except UNFIT_ERRORS as error:
             raise_if_out_of_memory(error)
             raise _unfit(name, f"{type(error).__name__}: {error}") from error
-    if not largest_difference(logits, expected) <= TOLERANCE[dtype] * largest_finite(expected):
+    if not largest_difference(logits, expected) <= TOLERANCE[precision_of(hf)] * largest_finite(expected):
         raise _unfit(name, "layers called one by one give other logits than the model")
     if any(state.elsewhere for state in kept):
         raise _unfit(name, "its layers keep a state outside the cache's list of layers")

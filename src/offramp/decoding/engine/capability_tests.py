@@ -15,7 +15,7 @@ from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.calls import UNFIT_ERRORS
 from offramp.models.conditioned import Conditioned, probing, under
 from offramp.models.discovery import special_tokens
-from offramp.models.tensors import largest_difference, largest_finite
+from offramp.models.tensors import largest_difference, largest_finite, precision_of
 
 # Tokens of a trial's prompt and those decoded after it.
 PROMPT, NEW = 9, 4
@@ -110,8 +110,8 @@ def _full(engine: Engine, ids: Tensor, new: int = NEW, mask: Tensor | None = Non
 
 
 def _comparison(engine: Engine) -> Callable[[Tensor, Tensor], bool]:
-    """Whether found logits equal expected ones within the tolerance of the model's dtype."""
-    tolerance = TOLERANCE[next(engine.hf.parameters()).dtype]
+    """Whether found logits equal expected ones within the tolerance of what its products are rounded to."""
+    tolerance = TOLERANCE[precision_of(engine.hf)]
 
     def same(found: Tensor, expected: Tensor) -> bool:
         return largest_difference(found, expected) <= tolerance * largest_finite(expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from offramp.errors import DamagedFileError, DiskFullError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.typed import to_json
+from offramp.studies.work.baselines import BaselinesWork
 from offramp.studies.work.inputs import TextWork, heads_of, profile_of, require_this_machine, trace_of
 from offramp.studies.work.league import why_not_halved
 from offramp.studies.work.tune import TunedAnswers, TuningWork
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from offramp.studies.task import TaskCost
     from offramp.studies.task_costs import Sizes
     from offramp.tracing.trace import Trace
+    from offramp.tuning.baseline import Baseline
     from offramp.tuning.tuned import Tuned
 
 
@@ -38,6 +40,8 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
 
     heads: Needed | None = None
     """That the trace is read through."""
+    baselines: Needed | None = None
+    """That were timed before: what is not faster than they are needs no certificate."""
     worth: NotNegative = WORTH
     documents: Whole | None = None
     candidates: Whole
@@ -64,8 +68,9 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
         if why is not None:
             return self.decided(context, TunedAnswers((), why))
         inputs = self.inputs(context)
+        timed = () if self.baselines is None else context.result(BaselinesWork, self.baselines).known
         try:
-            answers = TunedAnswers(self.executed(trace, machine, inputs))
+            answers = TunedAnswers(self.executed(trace, machine, inputs, timed))
         except (DiskFullError, DamagedFileError):
             raise  # of today's disk, and no answer about the model
         except OfframpError as error:  # a family that is only traced, or prompts that are too few
@@ -90,7 +95,13 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
             "folder": folder,
         }
 
-    def executed(self, trace: Trace, machine: Machine | None, inputs: Mapping[str, Any]) -> tuple[Tuned, ...]:
+    def executed(
+        self,
+        trace: Trace,
+        machine: Machine | None,
+        inputs: Mapping[str, Any],
+        baselines: Sequence[Baseline] = (),
+    ) -> tuple[Tuned, ...]:
         """The answers by what decodes. Raises what decoding raises."""
         from offramp.decoding.execution.tune import tune_executed
         from offramp.tuning.executed import DecodingLimits
@@ -100,7 +111,7 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
         answers = tune_executed(
             trace,
             [{"agreement": floor} for floor in floors],
-            DecodingLimits(self.documents, self.seconds, self.candidates, worth=self.worth),
+            DecodingLimits(self.documents, self.seconds, self.candidates, worth=self.worth, timed=baselines),
             machine,
             **inputs,
             new_tokens=self.new_tokens,

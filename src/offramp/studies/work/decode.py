@@ -14,6 +14,7 @@ from offramp.kit.given import given_of
 from offramp.kit.numbers import NotNegative, Number, Positive, Whole
 from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
 from offramp.policies.policy import ExitPolicy
+from offramp.studies.work.baselines import BaselinesWork, best_at
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, require_this_machine, trace_of
 from offramp.studies.work.league import LeagueWork, Ranking, fastest_exiting
 from offramp.studies.work.tune import AnsweredWork
@@ -277,7 +278,8 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
     """Decodes policies: those of the verdicts where these were certified, else of the best of the ranking.
 
     The measurement settles the ranking's verdicts with the tuner's answers. best, floor, beside: as of a
-    study's table [decode].
+    study's table [decode], those by rule by name. by_rule: these. Where they were timed before, those stand
+    beside that are the best at some floor.
     """
 
     kind = "decode"
@@ -292,11 +294,13 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
     floor: Number
     new_tokens: Whole | str
     beside: tuple[str, ...] = ()
+    by_rule: tuple[str, ...] = ()
+    baselines: Needed | None = None
+    """Those that were timed before."""
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It decodes in turns, for so long."""
-        contenders, models = self.best + len(self.beside), 1 + len(self.tried)
-        return self.cost_of_turns(sizes, self.new_tokens, contenders, models=models)
+        return self.cost_of_turns(sizes, self.new_tokens, self.best + len(self.beside))
 
     def run(self, context: WorkContext) -> DecodingResult:
         """Decode. Raises OfframpError if the model cannot be decoded layer by layer, or inputs are not the
@@ -307,9 +311,17 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
         if machine is not None:
             require_this_machine(self, machine.details["machine"])
         ranking, answers = context.result(LeagueWork, self.league), self.answers(context)
-        decoding = self.decoding(context, machine, self.choices(ranking, answers))
+        work = replace(self, beside=self._worth_timing(context, [one.floor for one in ranking.verdicts]))
+        decoding = work.decoding(context, machine, self.choices(ranking, answers))
         timed = decoding.timed if isinstance(decoding, DecodedPolicies) else lambda tuned: None
         return replace(decoding, verdicts=settle_all(ranking.verdicts, answers, timed))
+
+    def _worth_timing(self, context: WorkContext, floors: Sequence[float]) -> tuple[str, ...]:
+        """What stands beside: of the baselines by rule those that may be the best."""
+        if self.baselines is None:
+            return self.beside
+        best = best_at(context.result(BaselinesWork, self.baselines).known, floors)
+        return tuple(text for text in self.beside if text not in self.by_rule or text in best)
 
     def decoding(
         self, context: WorkContext, machine: TimingsProfile | None, choices: Sequence[DecodingChoice]

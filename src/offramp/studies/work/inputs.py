@@ -15,6 +15,7 @@ from offramp.kit.numbers import NotNegative, Whole
 from offramp.models.devices import CPU
 from offramp.models.process import use_threads
 from offramp.models.transforms.prune import Prune
+from offramp.models.transforms.quantise import is_quantisation
 from offramp.models.transforms.transform import Transform
 from offramp.studies.task import TRACE, study_file
 from offramp.studies.work.work import Needed, Result, Work, WorkContext, require_same, unplanned
@@ -168,10 +169,15 @@ class TurnsWork(TextWork[Result], TimedWork[Result]):
         return (*self.model.transforms, *self.tried)
 
     def cost_of_turns(
-        self, sizes: Sizes, new_tokens: int | str, contenders: int, *, models: int = 1
+        self, sizes: Sizes, new_tokens: int | str, contenders: int, *, models: int | None = None
     ) -> TaskCost:
-        """Of so many contenders beside the plain ones. models: that are in memory."""
+        """Of so many contenders beside the plain ones.
+
+        models: that are in memory; by default those tried, but for the ones in few bits, which share tensors.
+        """
         visits, seconds = self.rounds * self.prompts, self.seconds
+        if models is None:
+            models = 1 + sum(not is_quantisation(text) for text in self.tried)
         return sizes.decoding(
             contenders, new_tokens=new_tokens, visits=visits, seconds=seconds, models=models
         )

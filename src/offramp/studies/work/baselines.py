@@ -1,0 +1,135 @@
+"""Baselines of a text timed in turns, before anything is certified: what exits have to be faster than."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from offramp.defaults import FLOORS
+from offramp.kit.given import given_of
+from offramp.kit.numbers import Number
+from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, trace_of
+from offramp.studies.work.work import Needed, WorkContext
+from offramp.timing.results import BenchResult
+from offramp.tuning.baseline import Baseline
+
+if TYPE_CHECKING:
+    from offramp.studies.task import TaskCost
+    from offramp.studies.task_costs import Sizes
+
+NEW_TOKENS = 8
+"""Of each answer."""
+BASELINES_PROMPTS = 4
+"""As many as show that one is slower than another."""
+JUDGED, FAR = 24, 0.1
+"""Prompts that a baseline is judged on, and how far below the loosest floor it may be on the timed ones."""
+BASELINES_SECONDS = 35.0
+"""That it takes, about, on two cores: what is timed is little, and all of it."""
+
+
+@dataclass(frozen=True)
+class TimedBaselines:
+    """What takes what, and keeps what."""
+
+    bench: BenchResult
+    """Of the full model with its output head cut, beside whatever else has no exits."""
+
+    @property
+    def known(self) -> tuple[Baseline, ...]:
+        """The fastest first; none where something is wrong with the timing."""
+        return () if self.bench.defects else known_of(self.bench)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinesWork(TurnsWork[TimedBaselines]):
+    """Times the baselines by rule on a few prompts.
+
+    Where one of them is faster than any policy is predicted to be, nothing need be certified.
+
+    What they keep is judged on more prompts, untimed: of the fastest first, until one keeps every floor.
+
+    beside: these, by name.
+    """
+
+    kind = "baselines"
+
+    trace: Needed
+    profile: Needed | None = None
+    heads: Needed | None = None
+    beside: tuple[str, ...]
+    floors: tuple[Number, ...] = FLOORS
+
+    def cost(self, sizes: Sizes) -> TaskCost:
+        """They decode in turns, for so long."""
+        return self.cost_of_turns(sizes, NEW_TOKENS, 1 + len(self.beside))
+
+    def run(self, context: WorkContext) -> TimedBaselines:
+        """Time them.
+
+        Raises OfframpError for inputs that are not the recipe's, and what `offramp.timing` raises.
+        """
+        from offramp.decoding.openings import pick_prompts
+        from offramp.decoding.options import DecodingOptions
+        from offramp.timing.accelerations import read_beside
+        from offramp.timing.bench import judge_measurement, kept_in_batch, run, settle
+        from offramp.timing.contenders import BASELINES_ALONE, CUT_HEAD
+        from offramp.timing.stopping import TimeLimits
+
+        self.require_here()
+        machine = None if self.profile is None else profile_of(context, self.profile)
+        model, heads = self.load_model(context), heads_of(context, self.heads)
+        workload = self.load_workload()
+        prompts = pick_prompts(
+            model,
+            workload,
+            trace_of(context, self.trace),
+            JUDGED,
+            new_tokens=NEW_TOKENS,
+            seed=self.seed,
+            heads=heads,
+        ).ids
+        cell = DecodingOptions.read(CUT_HEAD, heads=heads, new_tokens=NEW_TOKENS).for_task(workload.name)
+        setting = settle(model, [cell], prompts=prompts[: self.prompts], task=workload.name)
+        extent = replace(BASELINES_ALONE, beside=read_beside(self.beside, model.dtype))
+        measured = run(
+            setting,
+            limits=TimeLimits(None, self.rounds),
+            extent=extent,
+            seed=self.seed,
+            machine=machine,
+        )
+        bench = judge_measurement(measured, None, predicted={}, seed=self.seed).result
+        hopeful = [one.name for one in known_of(bench) if one.kept >= min(self.floors) - FAR]
+        # What is not given as token ids alone is not decoded side by side.
+        if hopeful and len(prompts) > self.prompts and not any(map(given_of, prompts)):
+            kept = kept_in_batch(measured, hopeful, prompts, max(self.floors), seed=self.seed)
+            contenders = [
+                replace(one, executed_agreement=kept.get(one.name, one.executed_agreement))
+                for one in bench.contenders
+            ]
+            bench = replace(bench, contenders=tuple(contenders))
+        # When it was measured is for the journal.
+        around = {name: fact for name, fact in bench.circumstances.items() if name != "date"}
+        return TimedBaselines(replace(bench, circumstances=around))
+
+
+def known_of(bench: BenchResult) -> tuple[Baseline, ...]:
+    """The baselines of a timing whose output the full model judged, the fastest first."""
+    found = [
+        Baseline(contender.name, 1.0 / (ratio.low or ratio.value), contender.executed_agreement.value)
+        for contender in bench.contenders
+        if contender.full_depth
+        and contender.left_out is None
+        and (ratio := contender.ratio) is not None
+        and ratio.value is not None
+        and contender.executed_agreement is not None
+        and contender.executed_agreement.value is not None
+    ]
+    return tuple(sorted(found, key=lambda baseline: baseline.cost))
+
+
+def best_at(baselines: Sequence[Baseline], floors: Iterable[float]) -> tuple[str, ...]:
+    """Of each floor the fastest that keeps it, by name; each once."""
+    best = (next((one for one in baselines if one.kept >= floor), None) for floor in floors)
+    return tuple(dict.fromkeys(one.name for one in best if one is not None))
