@@ -125,6 +125,18 @@ def test_where_nothing_pays_exits_are_trained_and_no_gain_is_promised() -> None:
     assert next_step(trained) is None
 
 
+@pytest.mark.parametrize("name", ["int4", "int4 + shortlist"])
+def test_where_the_model_in_few_bits_is_the_best_baseline_it_is_asked_of_that(name: str) -> None:
+    refused = replace(verdict("does not pay", policy="never"), without=name)
+    step = next_step(asked(run_with(refused)))
+    assert step is not None
+    assert step.command == f"{RUN} --transform int4 --exits 5,9"
+    assert "int4 alone is the best baseline" in step.reason
+    other = next_step(asked(run_with(replace(refused, without="shortlist:policy=[never],at=all"))))
+    assert other is not None
+    assert "exits train" in other.command
+
+
 @pytest.mark.parametrize("changes", [{"progress": RunProgress((), "tracing", ())}, {"workloads": ()}])
 def test_a_run_that_is_not_whole_has_none(changes: dict[str, object]) -> None:
     assert next_step(replace(asked(example_run()), **changes)) is None

@@ -26,6 +26,8 @@ from offramp.report.findings import (
 from offramp.report.formats import counted, listed, percent, whole_percent
 from offramp.report.run_reading import NOT_ASKED
 from offramp.report.run_result import RunResult
+from offramp.timing.accelerations import JOINED
+from offramp.timing.baselines import QUANTISATIONS
 from offramp.tracing.request import DEFAULT_TOKENS
 from offramp.tuning.verdict import Verdict, from_main
 
@@ -73,7 +75,7 @@ def next_step(run: RunResult) -> NextStep | None:
             call.on_model("generate", policy=policy, prompt="TEXT"),
             "",
         )
-    return _decoding(run, call) or _more_text(run, call) or _trained_exits(run, call)
+    return _decoding(run, call) or _more_text(run, call) or _quantised(run, call) or _trained_exits(run, call)
 
 
 def policy_file(workload: str, floor: float) -> str:
@@ -141,6 +143,21 @@ def _more_text(run: RunResult, call: RunCall) -> NextStep | None:
     return NextStep(
         f"Bring more text, here one of many documents: {floor} on {text} {why}.",
         call.again(workload=[other], output=None),
+        "",
+    )
+
+
+def _quantised(run: RunResult, call: RunCall) -> NextStep | None:
+    """The same of the model in few bits, where that alone is faster than what was tried."""
+    findings = main_findings(run)
+    names = {finding.detail.without.partition(JOINED)[0] for finding in findings}
+    refused = all(finding.decision == "does not pay" for finding in findings)
+    if not refused or len(names) != 1 or min(names) not in QUANTISATIONS or call.model is None:
+        return None
+    name = min(names)
+    return NextStep(
+        f"Ask the same of the model in few bits: {name} alone is the best baseline, and exits may add to it.",
+        call.again(transform=[name], heads=None, output=None),
         "",
     )
 

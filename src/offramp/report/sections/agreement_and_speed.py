@@ -38,6 +38,11 @@ LABELS = {SHORT_HEAD: "short list", "never exit": "never exit", "prompt lookup":
 """Ways whose names stand beside their points; those of policies are letters."""
 
 
+def _label(name: str) -> str:
+    """Beside the point of what has no exits."""
+    return LABELS.get(name) or ("plain" if name.startswith("generate(") else name)
+
+
 RING = 4
 """The marker of what was not timed, or on too few prompts."""
 
@@ -156,5 +161,5 @@ def _series(
         markers=len(points),
         whiskers=True,
         said=[f"{one.name}: {speed_text(one)}, keeps {kept_text(one)}" for one, _, _ in points],
-        labels=[letters.get(one.name) or LABELS.get(one.name, "plain") for one, _, _ in points],
+        labels=[letters.get(one.name) or _label(one.name) for one, _, _ in points],
     )
