@@ -543,3 +543,12 @@ def test_a_bundled_file_with_other_bytes(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(BundledModel, "find", lambda self: path)
     with pytest.raises(ModelError, match="SHA-256 differs"):
         load_model(DEFAULT_MODEL)
+
+
+def test_a_text_config_of_a_family_that_has_none(llama_folder: Path, tmp_path: Path) -> None:
+    """transformers keeps it as it stands, and takes it for the config of what reads text."""
+    other = tmp_path / "other"
+    shutil.copytree(llama_folder, other)
+    edit_json(other / "config.json", text_config={"model_type": "llama", "vocab_size": 10})
+    with pytest.raises(ModelError, match="text_config, which a model of the type llama has not"):
+        load_model(str(other))

@@ -225,6 +225,7 @@ def test_a_size_of_what_sees_that_the_weights_do_not_have_is_named(tmp_path: Pat
         ({"image_processor": {"resample": 9}}, "resample .* is 9, not a whole number from 0 to 5"),
         ({"image_processor": {"resample": 2.5}}, "resample .* is 2.5, not a whole number from 0 to 5"),
         ({"patch_size": 0}, "patch_size in processor_config.json is 0, not a"),
+        ({"num_additional_image_tokens": 10**8}, "num_additional_image_tokens in processor_config.json is"),
     ],
 )
 def test_numbers_by_which_no_picture_is_scaled_are_refused_before_weights(

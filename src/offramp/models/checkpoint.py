@@ -541,7 +541,11 @@ def check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:
             where=str(folder / "tokenizer_config.json"),
             fix=AGAIN,
         )
-    rows = config.get_text_config().vocab_size
+    text = config.get_text_config()
+    if isinstance(text, dict):  # of a family that has none, so that transformers keeps it as it stands
+        what = f"config.json states a text_config, which a model of the type {config.model_type} has not"
+        raise ModelError(what, where=str(folder / "config.json"), fix=AGAIN)
+    rows = text.vocab_size
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
     if largest >= rows:

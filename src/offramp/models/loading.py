@@ -329,6 +329,7 @@ MAKER_RANGES: dict[str, tuple[float, float]] = {
     "chunk_length": (1, 3_600),
     **dict.fromkeys(("n_fft", "hop_length"), (1, 16_384)),
     "feature_size": (1, 1_024),
+    "num_additional_image_tokens": (0, LONGEST_SIDE),
 }
 """Least and most of what a model's files state of how its inputs are made; whole numbers where these are."""
 CHANNELS = 3
