@@ -63,6 +63,10 @@ NOT_EARLY = 0.03
 """Share of the time that leaving layers out saves, below which a gain is called the shortlist's."""
 
 
+MOST_NUMBERS = 2
+"""Texts whose numbers have room in one sentence."""
+
+
 # The answer.
 
 
@@ -138,10 +142,12 @@ def speed_claim(verdict: Verdict) -> str | None:
 
 def mixed_sentence(model: str, findings: Sequence[Finding[Verdict]], *, figures: bool) -> str:
     """One sentence for workloads that differ, with or without each one's figures."""
-    parts = []
+    parts, numbers = [], len(findings) <= MOST_NUMBERS
     for decision, words in WORDS.items():
         texts = [
-            f"{finding.workload} ({short_figures(finding.detail)})" if figures else _in_short(finding)
+            f"{finding.workload} ({short_figures(finding.detail)})"
+            if figures
+            else _in_short(finding, numbers)
             for finding in findings
             if finding.decision == decision
         ]
@@ -150,9 +156,9 @@ def mixed_sentence(model: str, findings: Sequence[Finding[Verdict]], *, figures:
     return f"For {model} at {whole_percent(findings[0].detail.floor)} agreement, early exit {listed(parts)}."
 
 
-def _in_short(finding: Finding[Verdict]) -> str:
-    """A text with its number: "prose (at most 1.070 ×)"."""
-    claim = speed_claim(finding.detail)
+def _in_short(finding: Finding[Verdict], numbers: bool) -> str:
+    """A text, with its number if there is room for numbers: "prose (at most 1.070 ×)"."""
+    claim = speed_claim(finding.detail) if numbers else None
     return finding.workload if claim is None else f"{finding.workload} ({claim.partition(' as fast')[0]})"
 
 
