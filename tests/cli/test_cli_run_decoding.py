@@ -476,3 +476,23 @@ def test_baselines_by_rule_are_timed_before_anything_is_certified(run_folder: Pa
             assert found[name]["full_depth"]
             assert found[name]["ratio"]["value"] > 0.0
             assert 0.0 <= found[name]["executed_agreement"]["value"] <= 1.0
+
+
+def test_where_baselines_cannot_be_timed_the_run_goes_on(
+    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them take turns with the policies then."""
+    rule = set(by_rule(None, (), "llama"))
+
+    def refuses(*_: object, **__: object) -> None:
+        raise ModelError("its state lies elsewhere")
+
+    for kind in ("baselines", "certify", "decode"):
+        shutil.rmtree(run_folder / "tasks" / kind, ignore_errors=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("offramp.studies.work.baselines.BaselinesWork._timed", refuses)
+        run_offramp(*arguments).require(0)
+    for result in run_folder.glob("tasks/baselines/*/result.json"):
+        assert json.loads(result.read_text())["why_none"] == "its state lies elsewhere"
+    for measurement in summary_of(run_folder)["decoding"]["workloads"]:
+        assert rule <= {one["name"] for one in measurement["contenders"]}

@@ -130,6 +130,10 @@ def test_what_needs_no_exits_and_took_no_turns_is_known() -> None:
     assert missing(cut=listed, lookup=late) == (lookup,)
     # What this model cannot do is no rival.
     assert missing(cut=listed, lookup=replace(late, left_out="stateful models")) == ()
+    # Another baseline for which there was no time is one by its name.
+    bits = Contender("int4", "peer", left_out=NO_TIME, full_depth=True)
+    assert missing(**both, bits=bits) == ("int4",)
+    assert missing(**both, bits=replace(bits, left_out="it fits no matrix")) == ()
 
 
 def test_it_is_read_back_and_stands_in_the_json(tmp_path: Path) -> None:

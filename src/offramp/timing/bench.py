@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from offramp.costs.machine import Machine
 from offramp.costs.timings import TimingsProfile
+from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.prompts import check_context, check_ids
 from offramp.decoding.judging import Judgements, free_running
 from offramp.decoding.options import (
@@ -361,15 +362,23 @@ def kept_in_batch(
 ) -> dict[str, Estimate[float]]:
     """The executed agreement of some contenders on more prompts, all of them decoded side by side, untimed.
 
-    names: the fastest first; who comes after one that keeps `enough` is not decoded. seed: of the intervals.
+    names: the fastest first; who comes after one that keeps `enough` is not decoded, nor whose model cannot
+    decode side by side. seed: of the intervals.
     """
+
+    def is_able(model: Model) -> bool:
+        return engine_of(model).abilities.reason(LOCKSTEP) is None
+
     setting, known = measurement.setting, Judgements()
     decoders = {decoder.name: decoder for decoder in measurement.decoders}
+    able = [name for name in names if is_able((decoders[name].on or setting).model)]
     found: dict[str, Estimate[float]] = {}
+    if not is_able(setting.model):
+        return found
     with with_most_threads():
         (together,) = batches_of(prompts, len(prompts), setting.prompts[0].ids.device)
         plain = decoders[ONE_CALL].decode(together, setting.new_tokens).tokens
-        for name in names:
+        for name in able:
             answers = decoders[name].decode(together, setting.new_tokens).tokens
             quality = free_running(setting.model, prompts, answers, plain, seed=seed, known=known)
             found[name] = quality.agreement

@@ -381,7 +381,10 @@ class BenchResult(InTurns):
             for contender in self.contenders
             if contender.full_depth and contender.left_out != NO_TIME
         ]
-        return tuple(what for what, is_it in RIVALS.items() if not any(map(is_it, able)))
+        missing = [what for what, is_it in RIVALS.items() if not any(map(is_it, able))]
+        late = [one for one in self.contenders if one.full_depth and one.left_out == NO_TIME]
+        named = [one.name for one in late if not any(is_it(one) for is_it in RIVALS.values())]
+        return (*missing, *named)
 
     @property
     def main(self) -> Contender:

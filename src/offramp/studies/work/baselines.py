@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from offramp.defaults import FLOORS
+from offramp.errors import DamagedFileError, DiskFullError, OfframpError
 from offramp.kit.given import given_of
 from offramp.kit.numbers import Number
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, trace_of
@@ -15,8 +16,13 @@ from offramp.timing.results import BenchResult
 from offramp.tuning.baseline import Baseline
 
 if TYPE_CHECKING:
+    from offramp.costs.timings import TimingsProfile
+    from offramp.heads.exit_heads import ExitHeads
+    from offramp.models.model import Model
     from offramp.studies.task import TaskCost
     from offramp.studies.task_costs import Sizes
+    from offramp.tracing.trace import Trace
+    from offramp.workloads.workload import Workload
 
 NEW_TOKENS = 8
 """Of each answer."""
@@ -32,13 +38,15 @@ BASELINES_SECONDS = 35.0
 class TimedBaselines:
     """What takes what, and keeps what."""
 
-    bench: BenchResult
-    """Of the full model with its output head cut, beside whatever else has no exits."""
+    bench: BenchResult | None
+    """Of the full model with its output head cut, beside what else has no exits; None without a timing."""
+    why_none: str | None = None
+    """None if there is one."""
 
     @property
     def known(self) -> tuple[Baseline, ...]:
-        """The fastest first; none where something is wrong with the timing."""
-        return () if self.bench.defects else known_of(self.bench)
+        """The fastest first; none without a timing, or where something is wrong with it."""
+        return () if self.bench is None or self.bench.defects else known_of(self.bench)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +73,27 @@ class BaselinesWork(TurnsWork[TimedBaselines]):
         return self.cost_of_turns(sizes, NEW_TOKENS, 1 + len(self.beside))
 
     def run(self, context: WorkContext) -> TimedBaselines:
-        """Time them.
+        """Time them. Raises OfframpError for inputs that are not the recipe's."""
+        self.require_here()
+        machine = None if self.profile is None else profile_of(context, self.profile)
+        model, heads = self.load_model(context), heads_of(context, self.heads)
+        workload, trace = self.load_workload(), trace_of(context, self.trace)
+        try:
+            return TimedBaselines(self._timed(model, heads, workload, trace, machine))
+        except (DiskFullError, DamagedFileError):
+            raise  # of today's disk, and no answer about the model
+        except OfframpError as error:  # a family that is only traced, or no prompts
+            return TimedBaselines(None, error.what)
 
-        Raises OfframpError for inputs that are not the recipe's, and what `offramp.timing` raises.
-        """
+    def _timed(
+        self,
+        model: Model,
+        heads: ExitHeads | None,
+        workload: Workload,
+        trace: Trace,
+        machine: TimingsProfile | None,
+    ) -> BenchResult:
+        """Their timing, judged. Raises what `offramp.timing` raises."""
         from offramp.decoding.openings import pick_prompts
         from offramp.decoding.options import DecodingOptions
         from offramp.timing.accelerations import read_beside
@@ -76,18 +101,8 @@ class BaselinesWork(TurnsWork[TimedBaselines]):
         from offramp.timing.contenders import BASELINES_ALONE, CUT_HEAD
         from offramp.timing.stopping import TimeLimits
 
-        self.require_here()
-        machine = None if self.profile is None else profile_of(context, self.profile)
-        model, heads = self.load_model(context), heads_of(context, self.heads)
-        workload = self.load_workload()
         prompts = pick_prompts(
-            model,
-            workload,
-            trace_of(context, self.trace),
-            JUDGED,
-            new_tokens=NEW_TOKENS,
-            seed=self.seed,
-            heads=heads,
+            model, workload, trace, JUDGED, new_tokens=NEW_TOKENS, seed=self.seed, heads=heads
         ).ids
         cell = DecodingOptions.read(CUT_HEAD, heads=heads, new_tokens=NEW_TOKENS).for_task(workload.name)
         setting = settle(model, [cell], prompts=prompts[: self.prompts], task=workload.name)
@@ -111,7 +126,7 @@ class BaselinesWork(TurnsWork[TimedBaselines]):
             bench = replace(bench, contenders=tuple(contenders))
         # When it was measured is for the journal.
         around = {name: fact for name, fact in bench.circumstances.items() if name != "date"}
-        return TimedBaselines(replace(bench, circumstances=around))
+        return replace(bench, circumstances=around)
 
 
 def known_of(bench: BenchResult) -> tuple[Baseline, ...]:

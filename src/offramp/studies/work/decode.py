@@ -317,10 +317,11 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
         return replace(decoding, verdicts=settle_all(ranking.verdicts, answers, timed))
 
     def _worth_timing(self, context: WorkContext, floors: Sequence[float]) -> tuple[str, ...]:
-        """What stands beside: of the baselines by rule those that may be the best."""
-        if self.baselines is None:
+        """What stands beside: of the baselines by rule those that may be the best, all if none is known."""
+        known = () if self.baselines is None else context.result(BaselinesWork, self.baselines).known
+        if not known:
             return self.beside
-        best = best_at(context.result(BaselinesWork, self.baselines).known, floors)
+        best = best_at(known, floors)
         return tuple(text for text in self.beside if text not in self.by_rule or text in best)
 
     def decoding(
