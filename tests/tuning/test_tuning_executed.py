@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -598,6 +598,19 @@ def test_too_few_documents_refute_what_loses_too_much_and_certify_nothing(trace:
     assert not kept[0.95].certificate.holds
 
 
+def six_policies(trace: Trace, baselines: Sequence[Baseline] = ()) -> Proposals:
+    """Of the rerun, each faster than the one before and keeping less."""
+    executor = Scripted(trace, lossless)
+    proposals = Proposals([], executor, lambda kv: never_priced, np.zeros(0), Deadline(None), 6, baselines)
+    for exit, (risk, speed) in enumerate(
+        [(0.01, 1.05), (0.02, 1.2), (0.04, 1.4), (0.06, 1.6), (0.09, 2.0), (0.3, 3.0)], start=1
+    ):
+        policy = parse_policy(f"static:exit={exit}")
+        kept = Proposal(policy, "propagate", risk / 2, risk, 1.0 / speed, 1.0, free=False)
+        proposals.found[policy, "propagate"] = kept
+    return proposals
+
+
 @pytest.mark.parametrize(
     ("worth", "conceivable", "speeds"),
     [
@@ -614,13 +627,7 @@ def test_the_candidates_at_a_floor_by_hand(
     trace: Trace, worth: float | None, conceivable: float, speeds: list[float]
 ) -> None:
     """Six policies of the rerun, each faster than the one before and keeping less."""
-    proposals = Proposals([], Scripted(trace, lossless), lambda kv: never_priced, np.zeros(0), Deadline(None))
-    for exit, (risk, speed) in enumerate(
-        [(0.01, 1.05), (0.02, 1.2), (0.04, 1.4), (0.06, 1.6), (0.09, 2.0), (0.3, 3.0)], start=1
-    ):
-        policy = parse_policy(f"static:exit={exit}")
-        kept = Proposal(policy, "propagate", risk / 2, risk, 1.0 / speed, 1.0, free=False)
-        proposals.found[policy, "propagate"] = kept
+    proposals = six_policies(trace)
     proposed = proposals.at(0.1, worth, conceivable=conceivable)
     assert [1.0 / one.relative_cost for one in proposed.candidates] == pytest.approx(speeds)
     assert (proposed.reach, proposed.baseline) == (pytest.approx(2.0), PLAIN)
@@ -639,14 +646,7 @@ def test_candidates_have_to_be_faster_than_the_best_baseline_that_keeps_the_floo
     trace: Trace, baselines: tuple[Baseline, ...], best: str, speeds: list[float]
 ) -> None:
     """The six policies of before at a worth of 10 %."""
-    executor = Scripted(trace, lossless)
-    proposals = Proposals([], executor, lambda kv: never_priced, np.zeros(0), Deadline(None), 6, baselines)
-    for exit, (risk, speed) in enumerate(
-        [(0.01, 1.05), (0.02, 1.2), (0.04, 1.4), (0.06, 1.6), (0.09, 2.0), (0.3, 3.0)], start=1
-    ):
-        policy = parse_policy(f"static:exit={exit}")
-        kept = Proposal(policy, "propagate", risk / 2, risk, 1.0 / speed, 1.0, free=False)
-        proposals.found[policy, "propagate"] = kept
+    proposals = six_policies(trace, baselines)
     proposed = proposals.at(0.1, 0.1, conceivable=0.06)
     assert [1.0 / one.relative_cost for one in proposed.candidates] == pytest.approx(speeds)
     assert proposed.baseline.name == best

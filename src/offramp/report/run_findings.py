@@ -150,11 +150,10 @@ def _more_text(run: RunResult, call: RunCall) -> NextStep | None:
 def _quantised(run: RunResult, call: RunCall) -> NextStep | None:
     """The same of the model in few bits, where that alone is faster than what was tried."""
     findings = main_findings(run)
-    names = {finding.detail.without.partition(JOINED)[0] for finding in findings}
+    name, *others = {finding.detail.without.partition(JOINED)[0] for finding in findings}
     refused = all(finding.decision == "does not pay" for finding in findings)
-    if not refused or len(names) != 1 or min(names) not in QUANTISATIONS or call.model is None:
+    if not refused or others or name not in QUANTISATIONS or call.model is None:
         return None
-    name = min(names)
     return NextStep(
         f"Ask the same of the model in few bits: {name} alone is the best baseline, and exits may add to it.",
         call.again(transform=[name], heads=None, output=None),

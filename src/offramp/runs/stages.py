@@ -248,6 +248,8 @@ WORDS = {
     "decode": "decoding {} for real, beside plain decoding",
 }
 """What a task of a kind does to a workload."""
+LONG = ("trace", "baselines", "certify", "decode")
+"""Kinds of tasks before which the page is written anew."""
 
 
 def carry_out(
@@ -474,7 +476,7 @@ class _StartedRun:
         for task, name in _in_order(plan):
             if decoding and task is decoding[0]:
                 before_decoding(reader.result())
-            if task.kind in ("trace", "baselines", "certify", "decode"):
+            if task.kind in LONG:
                 self.write_so_far(reader, plan, task)
             # What cannot be decoded is said on the page; all else that fails ends the run.
             with contextlib.suppress(OfframpError) if task.kind == "decode" else contextlib.nullcontext():
@@ -524,7 +526,7 @@ class _StartedRun:
         shown = [
             (task, self.words(task, name))
             for task, name in _in_order(plan)
-            if task.kind in ("profile", "trace", "baselines", "certify", "decode")
+            if task.kind in ("profile", *LONG)
         ]
         done = [words for task, words in shown if self.folder.is_done(task)]
         to_come = [words for task, words in shown if words not in done and task is not running]

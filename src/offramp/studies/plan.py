@@ -32,7 +32,6 @@ from offramp.studies.study_tables import (
     LEAGUE,
     NONE,
     TUNED,
-    Decode,
     HeadsEntry,
     LoadEntry,
     MachineEntry,
@@ -453,12 +452,16 @@ class Expansion:
             # Installed later, it makes another task of what words were not counted of.
             counted_by = counter_version() if workload.used.kind == AUDIO.name else None
             values = {**certify.model_dump(), "delta": self.study.shared_delta, "counted_by": counted_by}
-        elif kind == DecodeWork.kind and decode is not None:
-            values = self._beside(decode, variant, made_of)
-        elif kind == BaselinesWork.kind and decode is not None:
-            # Those by rule alone: what is asked for besides changes nothing of what is certified.
-            values = self._beside(decode.model_copy(update={"beside": (AUTO,)}), variant, made_of)
-            values |= {"prompts": BASELINES_PROMPTS, "rounds": 1, "seconds": BASELINES_SECONDS}
+        elif kind in (DecodeWork.kind, BaselinesWork.kind) and decode is not None:
+            rule, apart = self.by_rule(variant), kind == BaselinesWork.kind
+            # Those by rule alone are timed before: what else is asked for changes nothing that is certified.
+            named = (one for text in decode.beside for one in (rule if text == AUTO else (text,)))
+            beside = rule if apart else tuple(dict.fromkeys(named))
+            made_of += transforms_of_all(beside)
+            values = {**decode.model_dump(), "beside": beside, "by_rule": rule}
+            values["tried"] = tuple(step.text for step in made_of)
+            if apart:
+                values |= {"prompts": BASELINES_PROMPTS, "rounds": 1, "seconds": BASELINES_SECONDS}
         if index is None:
             return self.made(work, variant, workload, needs, on=on, values=values, made_of=made_of)
         try:
@@ -479,16 +482,6 @@ class Expansion:
         if self.study.decode is None or AUTO not in self.study.decode.beside:
             return ()
         return by_rule(self._said["device"], variant.texts, variant.model.model_type)
-
-    def _beside(self, decode: Decode, variant: StudyVariant, made_of: list[Any]) -> dict[str, Any]:
-        """The settings of [decode] on a model, with what stands beside by name, and `made_of` its code."""
-        rule = self.by_rule(variant)
-        named = (one for text in decode.beside for one in (rule if text == AUTO else (text,)))
-        beside = tuple(dict.fromkeys(named))
-        steps = transforms_of_all(beside)
-        made_of += steps
-        tried = tuple(step.text for step in steps)
-        return {**decode.model_dump(), "beside": beside, "by_rule": rule, "tried": tried}
 
     def combine(self, variant: StudyVariant, workload: FoundWorkload) -> Task:
         """Accelerations of an untransformed model, alone and together."""

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 from offramp.errors import InputError
 from offramp.models.devices import CPU
-from offramp.models.transforms.quantise import is_quantisation
+from offramp.models.transforms.quantise import Int4, Int8, is_quantisation
 from offramp.models.transforms.transform import parse_transform, why_unfit
 from offramp.timing.accelerations import JOINED, SHORT_LIST
 
-QUANTISATIONS = ("int4", "int8")
+QUANTISATIONS = (Int4.name, Int8.name)
 
 BY_RULE = tuple(text for bits in QUANTISATIONS for text in (bits, f"{bits}{JOINED}{SHORT_LIST}"))
 """Beside the plain decoders, the head cut to a short list and prompt lookup, which always take part."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import MinLen
 
@@ -320,6 +320,12 @@ class InTurns:
     def date(self) -> str:
         """Date and time (UTC) at which it ended."""
         return str(self.circumstances["date"])
+
+    def without_date(self) -> Self:
+        """As a task keeps it: when it was measured is for the journal, how busy the machine was is part of
+        what was measured."""
+        around = {name: fact for name, fact in self.circumstances.items() if name != "date"}
+        return replace(self, circumstances=around)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,9 +124,7 @@ class BaselinesWork(TurnsWork[TimedBaselines]):
                 for one in bench.contenders
             ]
             bench = replace(bench, contenders=tuple(contenders))
-        # When it was measured is for the journal.
-        around = {name: fact for name, fact in bench.circumstances.items() if name != "date"}
-        return replace(bench, circumstances=around)
+        return bench.without_date()
 
 
 def known_of(bench: BenchResult) -> tuple[Baseline, ...]:

@@ -476,11 +476,8 @@ def _decoding(
         )
         for choice, name in zip(choices, names, strict=True)
     )
-    # When it was measured is for the journal; how busy the machine was is part of what was measured.
-    circumstances = {name: fact for name, fact in measured.result.circumstances.items() if name != "date"}
-    bench = replace(measured.result, circumstances=circumstances)
     return DecodedPolicies(
-        bench,
+        measured.result.without_date(),
         chosen,
         _characters_per_token(model, measured, measured.result.plain),
         prompt=answers.get(PROMPT),
