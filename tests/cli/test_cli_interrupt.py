@@ -66,7 +66,8 @@ os.replace = replace
 def start_held(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     """A run that has written the second part of its trace into a folder, and waits there for a signal."""
     process = start_offramp(*arguments, before=HELD)
-    while not list(folder.rglob("part-00001.json")):
+    # Only where traces are made: in the other folders files go while they are listed.
+    while not list(folder.glob("tasks/trace/*/trace/part-00001.json")):
         assert process.poll() is None, finish(process)
         time.sleep(0.01)
     return process
