@@ -338,7 +338,9 @@ def build(config: Any) -> Any:
     torch.manual_seed(0)
     # Eager attention and experts: the counter does not see the fused kernels.
     config._experts_implementation = "eager"
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    # Without gradients: the counter's hooks look for the graph of weights that are arguments.
+    return hf.eval().requires_grad_(False)
 
 
 def count_one_token(model: Any, position: int, batch: int = 1) -> tuple[list[float], float]:

@@ -179,10 +179,14 @@ def test_each_change_moves_its_own_fingerprint(llama_folder: Path, change: Spoil
 
 
 def test_an_attention_that_transformers_does_not_know_is_blamed_on_the_config(llama_folder: Path) -> None:
-    config(_attn_implementation="warp")(llama_folder)
+    config(attn_implementation="warp")(llama_folder)
     with pytest.raises(ModelError, match='attn_implementation="warp"') as refused:
         load_model(str(llama_folder))
     assert refused.value.where == str(llama_folder / "config.json")
+
+
+def test_a_model_runs_no_kernels_of_the_hub(llama_folder: Path) -> None:
+    assert load_model(str(llama_folder)).hf.use_kernels is False
 
 
 def test_weight_files_in_an_inner_folder_count(llama_folder: Path) -> None:

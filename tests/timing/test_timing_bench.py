@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from bench_cases import family_model, measure, settled
 from generation_cases import state_of, tiny_llama
 
@@ -316,7 +317,13 @@ def test_in_bfloat16_no_output_must_match() -> None:
     assert not any(one.output_must_match for one in decoders if isinstance(one, Decoder))
 
 
-@pytest.mark.parametrize(("family", "lookup"), [("gpt2", None), ("mamba", "stateful models")])
+# transformers takes a recurrent state back after rejected drafts since 5.25.
+TAKES_BACK = hasattr(transformers.Cache, "get_recurrent_states_to_keep")
+
+
+@pytest.mark.parametrize(
+    ("family", "lookup"), [("gpt2", None), ("mamba", None if TAKES_BACK else "stateful models")]
+)
 def test_a_family_is_timed_without_the_peers_that_cannot(family: str, lookup: str | None) -> None:
     result = bench(family_model(family), "static:exit=2", prompts=PROMPTS, new_tokens=4, rounds=1)
     peer = result.contender(assistant(2))

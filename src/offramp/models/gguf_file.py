@@ -92,7 +92,8 @@ def convert_to_safetensors(path: Path, folder: Path) -> None:
     from offramp.models.tensors import check_finite
 
     auto_class: Any = transformers.AutoModelForCausalLM
-    options = {"dtype": torch.float32, "output_loading_info": True, **_dequantize_option(path)}
+    options = {"dtype": torch.float32, "output_loading_info": True, "use_kernels": False}
+    options |= _dequantize_option(path)
     with quiet_transformers():
         with _refused_by_transformers(path), _read_quickly():
             model, report = auto_class.from_pretrained(path.parent, **_packed(path), **options)

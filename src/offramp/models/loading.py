@@ -481,6 +481,7 @@ def _load_weights(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
+            use_kernels=False,  # code of the Hub, of no version that is written down, in place of layers
             **placement.options,
         )
     except LOADING_ERRORS as error:
