@@ -84,6 +84,11 @@ def number(name: str, *place: int, value: float) -> Spoil:
     return weights(lambda tensors: tensors[name].__setitem__(place, value))
 
 
+def with_weights(name: str, *shape: int) -> Spoil:
+    """Adds a tensor."""
+    return weights(lambda tensors: tensors.update({name: torch.ones(shape)}))
+
+
 def weight_bytes(edit: Callable[[bytes], bytes]) -> Spoil:
     """Changes the bytes of the weight file."""
 
@@ -187,6 +192,17 @@ def test_an_attention_that_transformers_does_not_know_is_blamed_on_the_config(ll
 
 def test_a_model_runs_no_kernels_of_the_hub(llama_folder: Path) -> None:
     assert load_model(str(llama_folder)).hf.use_kernels is False
+
+
+def test_weights_of_what_only_stands_beside_the_layers_are_no_strangers(llama_folder: Path) -> None:
+    for name in (
+        "model.vision_embed.norm.weight",
+        "model.embed_vision.weight",
+        "score.weight",
+        "mtp.norm.weight",
+    ):
+        with_weights(name, 8)(llama_folder)
+    assert load_model(str(llama_folder)).layers == 3
 
 
 def test_weight_files_in_an_inner_folder_count(llama_folder: Path) -> None:
@@ -311,11 +327,13 @@ OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
         (missing_shard, "the first is model-00001-of-00002.safetensors"),
         (indexed("a.safetensors", "[]"), "index of the weight files is damaged"),
         (weights(lambda tensors: tensors.pop(UP)), "model.layers.1.mlp.up_proj.weight"),
-        (config(num_hidden_layers=2), "hold 9 tensors of layers that the model in config.json does not have"),
+        (config(num_hidden_layers=2), "hold 9 tensors that the model in config.json does not have"),
         (
             weights(lambda tensors: tensors.update({NORM: torch.ones(8)})),
             "the first is model.layers.1.self_attn.q_norm.weight",
         ),
+        (with_weights("lm_head.bias", VOCABULARY), "the first is lm_head.bias"),
+        (with_weights("model.embed_positions.weight", 96), "the first is model.embed_positions.weight"),
         (number(UP, 3, 4, value=float("nan")), "model.layers.1.mlp.up_proj.weight holds NaN"),
         (weights(opposite_infinities), "model.norm.weight holds NaN or infinite"),
         (weights(lambda tensors: tensors.update({UP: tensors[UP].view(torch.int32)})), f"{UP} is I32, whole"),

@@ -164,7 +164,7 @@ def lost_expert(tensors: dict[str, Tensor]) -> None:
         ("llama", truths, r"model.layers.2.mlp.up_proj.weight is BOOL, truth values"),
         ("llama", lost_norm, r"lack 1 tensors .* first is model.layers.2.input_layernorm.weight"),
         ("llama", lost_head, r"lack 1 tensors .* first is lm_head.weight"),
-        ("llama", another_layer, r"hold 1 tensors of layers .* first is model.layers.7.mlp.up_proj.weight"),
+        ("llama", another_layer, r"hold 1 tensors that .* first is model.layers.7.mlp.up_proj.weight"),
         ("llama", other_names, r"lack 16 tensors .*, and hold 16 others"),
         ("mixtral", lost_expert, r"not of the model .*model.layers.1.mlp.experts.gate_up_proj"),
     ],
@@ -202,7 +202,7 @@ def test_constants_that_the_model_computes_itself_are_no_weights(tmp_path: Path)
 def test_a_config_of_another_depth_is_refused(tmp_path: Path) -> None:
     write_family(tmp_path, "llama")
     edit_json(tmp_path / "config.json", num_hidden_layers=3)
-    with pytest.raises(ModelError, match=r"layers that the model in config\.json does not have"):
+    with pytest.raises(ModelError, match=r"tensors that the model in config\.json does not have"):
         load_streamed(find_source(str(tmp_path)), dtype="float32")
     edit_json(tmp_path / "config.json", num_hidden_layers=5)
     with pytest.raises(ModelError, match="lack 9 tensors"):
@@ -213,7 +213,7 @@ def test_announced_layers_that_predict_further_tokens_are_left_out(tmp_path: Pat
     write_family(tmp_path, "llama")
     edit_json(tmp_path / "config.json", num_hidden_layers=3)
     source = find_source(str(tmp_path))
-    with pytest.raises(ModelError, match=r"hold 9 tensors of layers"):
+    with pytest.raises(ModelError, match=r"hold 9 tensors that"):
         load_streamed(source, dtype="float32")
     edit_json(tmp_path / "config.json", num_nextn_predict_layers=1)
     assert load_streamed(source, dtype="float32").layers == 3

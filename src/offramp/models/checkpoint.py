@@ -219,6 +219,8 @@ SOURCE_WINDOW_KEYS = ("max_source_positions", "max_encoder_position_embeddings",
 LAYER_COUNT_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers")
 # Constants that GPT-Neo and its kin once stored with their weights.
 OBSOLETE_CONSTANTS = (".masked_bias",)
+OF_EVERY_TOKEN = re.compile(r"^(?!.*(vision|visual|image|audio)).*(embed|norm|pos|wpe|ln_)")
+"""Names beside a model's layers of what every token passes through."""
 
 
 SOURCES: dict[Kind | None, tuple[str, str]] = {
@@ -453,7 +455,10 @@ def _stated_under(value: Any, keys: Collection[str]) -> Iterator[Any]:
 
 
 def find_strangers(hf: Any, prefix: str, layers: int, unexpected: Iterable[str]) -> list[str]:
-    """Tensors of a checkpoint that belong to its layers and have no place in the model's, sorted.
+    """Tensors of a checkpoint that its model computed with and this one has no place for, sorted.
+
+    They belong to a layer, to a module that has weights here (the head's bias), or to an embedding or a norm
+    beside the layers.
 
     prefix: what the names of the layers' tensors begin with, before the layer's number. layers: how many the
     model has. unexpected: all stored tensors that the model lacks, by the model's names for them.
@@ -464,10 +469,21 @@ def find_strangers(hf: Any, prefix: str, layers: int, unexpected: Iterable[str])
     ahead = getattr(hf.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     announced = tuple(f"{prefix}{layers + number}." for number in range(ahead))
     computed = {name for name, _ in hf.named_buffers()}
+    weighted = {name.rpartition(".")[0] for name, _ in hf.named_parameters(remove_duplicate=False)}
+    around = prefix.removesuffix(".").rpartition(".")[0]
+
+    def takes_part(name: str) -> bool:
+        module, beside = name.rpartition(".")[0], name.removeprefix(f"{around}.").split(".")
+        return (
+            name.startswith(prefix)
+            or module in weighted
+            or (module == f"{around}.{beside[0]}" and OF_EVERY_TOKEN.search(beside[0]) is not None)
+        )
+
     return sorted(
         name
         for name in unexpected
-        if name.startswith(prefix) and not name.startswith(announced)
+        if takes_part(name) and not name.startswith(announced)
         if name not in computed and not name.endswith(OBSOLETE_CONSTANTS)
     )
 
@@ -476,8 +492,8 @@ def refuse_strangers(strangers: list[str], where: str) -> None:
     """Raise ModelError if there are any of `find_strangers`: without them the model is another one."""
     if strangers:
         raise ModelError(
-            f"the weight files hold {len(strangers)} tensors of layers that the model in config.json "
-            f"does not have, the first is {strangers[0]}",
+            f"the weight files hold {len(strangers)} tensors that the model in config.json does not have, "
+            f"the first is {strangers[0]}",
             where=where,
             fix="put the config.json and the weight files of one and the same model into the folder; heads "
             "for exits belong into a file of their own",

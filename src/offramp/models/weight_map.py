@@ -211,7 +211,7 @@ def _not_this_model(skeleton: Skeleton, assembly: Assembly, why: str) -> ModelEr
 def _check_complete(skeleton: Skeleton, lacking: set[str], unexpected: set[str]) -> frozenset[str]:
     """The model's tensors that tying will provide.
 
-    Raises ModelError if others are missing, or if there are tensors of layers that the model lacks.
+    Raises ModelError if others are missing, or if there are tensors that the model lacks.
     """
     hf = skeleton.hf
     tied = {name for group in shared_parameters(hf) if not lacking.issuperset(group) for name in group}
