@@ -164,12 +164,9 @@ def finished_run(shared: Path, tiny_model: Path, documents: Path) -> Path:
     """The folder of a finished `offramp run` on two workloads, whose timings are in the cache afterwards."""
     from command_line import run_arguments, run_offramp
     from offramp.costs.machine_registry import FOLDER
-    from offramp.decoding.openings import FEWEST_NEW_TOKENS
-    from offramp.studies.work import decode
 
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(decode, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
             forget_the_load(patch)
             remember_answers(patch)
             run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)

@@ -9,7 +9,7 @@ from bench_cases import made_up_result
 from offramp.errors import InputError
 from offramp.models.transforms.quantise import Int4, Int8
 from offramp.scoring.estimate import Estimate
-from offramp.studies.work.baselines import best_at, known_of
+from offramp.studies.work.baselines import TimedBaselines, best_at, known_of
 from offramp.testing.transforms import example_model
 from offramp.timing.baselines import BY_RULE, by_rule
 from offramp.timing.results import NO_TIME, Contender
@@ -61,6 +61,26 @@ def test_what_is_known_is_the_lower_limit_of_what_was_timed_and_judged() -> None
         )
     )
     assert known == (Baseline("int4", 0.5, 0.9), Baseline("int8", 0.8, 0.97))
+
+
+def test_what_is_clearly_slower_at_every_floor_is_not_timed_again() -> None:
+    """Not where limits touch, nor where what is faster breaks a floor; never a plain decoder."""
+    kept, depth = Estimate(1.0), {"full_depth": True}
+    bench = made_up_result(
+        Contender("int4", "peer", ratio=Estimate(2.0, 1.8, 2.2), executed_agreement=Estimate(0.96), **depth),
+        Contender("int8", "peer", ratio=Estimate(1.4, 1.3, 1.5), executed_agreement=Estimate(0.995), **depth),
+        Contender("list", "short list", ratio=Estimate(1.2, 1.1, 1.29), executed_agreement=kept, **depth),
+        Contender("near", "peer", ratio=Estimate(1.2, 1.1, 1.31), executed_agreement=kept, **depth),
+        Contender("not judged", "peer", ratio=Estimate(0.8, 0.7, 0.9), **depth),
+        Contender("no interval", "peer", ratio=Estimate(0.8), executed_agreement=kept, **depth),
+        Contender("generate()", "plain", ratio=Estimate(0.9, 0.8, 1.0), **depth),
+        Contender("with exits", "policy", ratio=Estimate(0.9, 0.8, 1.0)),
+    )
+    slower = TimedBaselines(bench).slower
+    assert slower((0.9, 0.99)) == {"list": "int8", "not judged": "int8"}
+    assert slower((0.9, 0.95)) == dict.fromkeys(("int8", "list", "near", "not judged"), "int4")
+    assert slower((0.999,)) == {"not judged": "list"}
+    assert TimedBaselines(None, "no prompts").slower((0.9,)) == {}
 
 
 def test_modules_of_their_own_hold_the_same_tensors() -> None:

@@ -255,3 +255,15 @@ def test_all_tokens_at_once_are_no_reason_to_leave_a_decoder_out(monkeypatch: py
         _ = decoded.seconds_per_token
     assert generate(model, setting.prompts[0], 6).seconds_per_token > 0.0
     assert DecodedBatch(((1, 2, 3),), 0.1, 0.4).seconds_per_token == pytest.approx(0.2)
+
+
+def test_what_was_timed_before_and_is_slower_takes_no_turns_and_is_no_rival() -> None:
+    setting = settled(family_model("llama"), "static:exit=2", prompts=PROMPTS, new_tokens=4)
+    slower = {str(CUT_HEAD): "int4", LOOKUP: "int8"}
+    result = run(setting, limits=TimeLimits(rounds=1), extent=replace(SHORT, slower=slower)).result
+    found = {one.name: one for one in result.contenders if one.name in slower}
+    assert {name: one.left_out for name, one in found.items()} == {
+        name: f"slower than {faster}, beside which it was timed before" for name, faster in slower.items()
+    }
+    assert all(one.full_depth for one in found.values())
+    assert result.untimed_rivals == ()

@@ -459,6 +459,8 @@ class Expansion:
             beside = rule if apart else tuple(dict.fromkeys(named))
             made_of += transforms_of_all(beside)
             values = {**decode.model_dump(), "beside": beside, "by_rule": rule}
+            if decode.new_tokens == AUTO and certify is not None:
+                values["new_tokens"] = certify.new_tokens
             values["tried"] = tuple(step.text for step in made_of)
             if apart:
                 values |= {"prompts": BASELINES_PROMPTS, "rounds": 1, "seconds": BASELINES_SECONDS}

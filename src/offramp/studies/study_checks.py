@@ -246,7 +246,7 @@ def check_decoding(study: Study) -> None:
         )
     if study.certify is None and study.decode.new_tokens == AUTO:
         raise InputError(
-            "how many new tokens there is time for is told where verdicts are certified",
+            "no answers are certified whose length they could have",
             where=study.where("decode", "new_tokens"),
             fix="give a number, or add a table [certify]",
         )

@@ -299,7 +299,7 @@ class Decode(TomlTable):
     floor: Share = MAIN_FLOOR
     """Of the league that they are taken from."""
     new_tokens: Count | Literal["auto"] = TIMED_TOKENS
-    """ "auto" as many as the seconds allow."""
+    """ "auto" as many as an answer has that is certified."""
     prompts: Count = TIMED_PROMPTS
     """Each is one sample of an interval."""
     rounds: Count = ROUNDS

@@ -37,8 +37,6 @@ STARTING_SECONDS = 6.0
 """Imports of torch and transformers, and a model's checks."""
 ANSWERED_TOGETHER = 8
 """Prompts, about."""
-ABOUT_TOKENS = 24
-"""New tokens where there are as many as there is time for."""
 LAYER_SECONDS = 3e-4
 """Of a decoding step, what each layer takes beside its products."""
 PLAIN_CONTENDERS = 3
@@ -118,21 +116,20 @@ class Sizes:
         self,
         contenders: int,
         *,
-        new_tokens: int | str,
+        new_tokens: int,
         visits: int,
         seconds: float,
         models: int = 1,
     ) -> TaskCost:
         """Of a task that decodes prompts in turns: one of them untimed, then as many as fit into the seconds.
 
-        contenders: beside the plain ones. new_tokens: a text for as many as there is time for. visits: of
-        each contender to a prompt, at most. models: that it has in memory.
+        contenders: beside the plain ones. visits: of each contender to a prompt, at most. models: that it has
+        in memory.
         """
         spent = None
         prompt = self.forwards(PROMPT_TOKENS, 1)
         if prompt is not None:
-            count = ABOUT_TOKENS if isinstance(new_tokens, str) else new_tokens
-            turn = (contenders + PLAIN_CONTENDERS) * (prompt + count * self.step)
+            turn = (contenders + PLAIN_CONTENDERS) * (prompt + new_tokens * self.step)
             spent = turn * (1 + max(FEWEST_VISITS, min(visits, seconds / turn - 1)))
         return self.timing(spent, models=models)
 

@@ -362,8 +362,8 @@ def kept_in_batch(
 ) -> dict[str, Estimate[float]]:
     """The executed agreement of some contenders on more prompts, all of them decoded side by side, untimed.
 
-    names: the fastest first; who comes after one that keeps `enough` is not decoded, nor whose model cannot
-    decode side by side. seed: of the intervals.
+    names: the fastest first; who comes after one that keeps `enough` is not decoded, nor who writes what the
+    full model writes, or whose model cannot decode side by side. seed: of the intervals.
     """
 
     def is_able(model: Model) -> bool:
@@ -371,7 +371,9 @@ def kept_in_batch(
 
     setting, known = measurement.setting, Judgements()
     decoders = {decoder.name: decoder for decoder in measurement.decoders}
-    able = [name for name in names if is_able((decoders[name].on or setting).model)]
+    able = [
+        name for name in names if not decoders[name].exact and is_able((decoders[name].on or setting).model)
+    ]
     found: dict[str, Estimate[float]] = {}
     if not is_able(setting.model):
         return found

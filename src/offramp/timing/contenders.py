@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from offramp.timing.decoder import (
     own_config,
     plain_config,
 )
-from offramp.timing.results import A_A, LOOKUP, NO_TIME, SHORT_LIST
+from offramp.timing.results import A_A, LOOKUP, NO_TIME, SHORT_LIST, Contender
 
 NEVER = "never exit"
 GENERATE, STATIC_CACHE = "generate()", "generate(static cache)"
@@ -209,10 +209,12 @@ class Extent:
     """What a user allows besides: combinations of accelerations without exits, some on another model."""
     races: bool = False
     """Whether what has no exits is timed only until it is shown to be slower than another such."""
+    slower: Mapping[str, str] = field(default_factory=dict)
+    """What has no exits and was shown before to be slower than another such: the faster by the slower one."""
 
 
 WITHOUT_PEERS = Extent(PLAIN_DECODERS)
-BASELINES_ALONE = Extent((NEVER, WHOLE), races=True)
+BASELINES_ALONE = Extent((NEVER, WHOLE, LOOKUP), races=True)
 """What baselines are timed beside before anything else is."""
 SHORT = Extent((CUT, NEVER, DYNAMIC, WHOLE, LOOKUP), races=True)
 """What a verdict and forecasts need: whatever is without exits."""
@@ -229,7 +231,9 @@ def candidates_of(setting: Setting, extent: Extent) -> Candidates:
     yield from policies(setting)
     for entry in CONTENDERS.values():
         if entry.trials is None and (entry.name in extent.invited or entry.belongs(setting)):
-            yield from entry.make(setting)
+            for candidate in entry.make(setting):
+                faster = extent.slower.get(candidate.name)
+                yield candidate if faster is None else _slower(candidate.name, candidate.role, faster)
 
 
 def searched_of(setting: Setting, extent: Extent, seconds: float, most: float) -> Candidates:
@@ -243,10 +247,16 @@ def searched_of(setting: Setting, extent: Extent, seconds: float, most: float) -
         if entry.trials is not None and entry.name in extent.invited
     }
     for name in trials:
-        if seconds * sum(trials.values()) > most:
+        if name in extent.slower:
+            yield _slower(name, "peer", extent.slower[name])
+        elif seconds * sum(trials.values()) > most:
             yield left_out(name, "peer", NO_TIME)
         else:
             yield from CONTENDERS[name].make(setting)
+
+
+def _slower(name: str, role: str, faster: str) -> Contender:
+    return left_out(name, role, f"slower than {faster}, beside which it was timed before", full_depth=True)
 
 
 def why(error: Exception) -> str:

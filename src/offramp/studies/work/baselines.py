@@ -12,7 +12,7 @@ from offramp.kit.given import given_of
 from offramp.kit.numbers import Number
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, trace_of
 from offramp.studies.work.work import Needed, WorkContext
-from offramp.timing.results import BenchResult
+from offramp.timing.results import PLAIN, BenchResult
 from offramp.tuning.baseline import Baseline
 
 if TYPE_CHECKING:
@@ -47,6 +47,22 @@ class TimedBaselines:
     def known(self) -> tuple[Baseline, ...]:
         """The fastest first; none without a timing, or where something is wrong with it."""
         return () if self.bench is None or self.bench.defects else known_of(self.bench)
+
+    def slower(self, floors: Iterable[float]) -> dict[str, str]:
+        """What need not be timed again: each of the baselines beside plain decoding that is clearly slower
+        than another one at every floor that this one keeps, by the name of that at the strictest."""
+        timed = {} if self.bench is None else {one.name: one for one in self.bench.contenders}
+        limits = {name: one.ratio.low for name, one in timed.items() if one.ratio is not None}
+        found = dict[str, str]()
+        for name, contender in timed.items():
+            high = None if contender.ratio is None else contender.ratio.high
+            if not contender.full_depth or contender.role == PLAIN or high is None:
+                continue
+            clearly = [one for one in self.known if (limits[one.name] or 0.0) > high]
+            faster = [best_at(clearly, [floor]) for floor in sorted(floors, reverse=True)]
+            if all(faster):
+                found[name] = faster[0][0]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from offramp.kit.given import given_of
 from offramp.kit.numbers import NotNegative, Number, Positive, Whole
 from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
 from offramp.policies.policy import ExitPolicy
-from offramp.studies.work.baselines import BaselinesWork, best_at
+from offramp.studies.work.baselines import BaselinesWork, TimedBaselines, best_at
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, require_this_machine, trace_of
 from offramp.studies.work.league import LeagueWork, Ranking, fastest_exiting
 from offramp.studies.work.tune import AnsweredWork
@@ -33,16 +33,13 @@ if TYPE_CHECKING:
     from offramp.studies.task import TaskCost
     from offramp.studies.task_costs import Sizes
     from offramp.timing.bench import Measurement
+    from offramp.timing.contenders import Extent
     from offramp.tracing.trace import Trace
 
 
 CHARGED_KV = "propagate"
-MOST_NEW_TOKENS = 12
-PLAIN_TRIED = 3
-"""Never exit and `generate()`, in steps and in one call: tried first, and in the pilot."""
-PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
-"""A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take
-on average about as long as plain ones."""
+PROMPT_WORTH = 2.5
+"""A prompt takes as long as so many plain tokens, about."""
 LONGEST = 6.0
 """So many times the seconds that are asked for the smallest measurement that there is may take."""
 
@@ -120,75 +117,6 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[DecodingChoice
 
 def _choice(policy: ExitPolicy, kv: str, why: str, floor: float) -> DecodingChoice:
     return DecodingChoice(policy.kind, policy, kv, why, floor)
-
-
-def within_budget(
-    choices: Sequence[DecodingChoice], plain_seconds: float, budget: float, others: int = 0
-) -> tuple[Sequence[DecodingChoice], int]:
-    """The policies that fit into a budget of seconds, and the new tokens of each prompt.
-
-    All of them; else the first alone, which may take a few times as long. None if that would not do.
-    others: contenders that are asked for beside.
-    """
-    from offramp.decoding.openings import FEWEST_NEW_TOKENS
-
-    for some in (choices, choices[:1]):
-        new_tokens = new_tokens_for(len(some) + others, plain_seconds, budget)
-        if new_tokens >= FEWEST_NEW_TOKENS:
-            return some, new_tokens
-    if seconds_for(1 + others, plain_seconds, FEWEST_NEW_TOKENS) <= LONGEST * budget:
-        return choices[:1], FEWEST_NEW_TOKENS
-    return (), 0
-
-
-def new_tokens_for(policies: int, plain_seconds: float, budget: float) -> int:
-    """New tokens per prompt with which so many policies are timed within a budget of seconds.
-
-    plain_seconds: of one token of plain decoding. At most MOST_NEW_TOKENS; may be none.
-    """
-    for new_tokens in range(MOST_NEW_TOKENS, 0, -1):
-        if seconds_for(policies, plain_seconds, new_tokens) <= budget:
-            return new_tokens
-    return 0
-
-
-def seconds_for(policies: int, plain_seconds: float, new_tokens: int, prompts: int = FEWEST_PROMPTS) -> float:
-    """About how long measuring so many policies takes on some prompts.
-
-    All of them, and what stands beside, decode each prompt once in turns, and one prompt before, untimed,
-    after a warm-up; a pilot of plain decoders comes before. What comes after the times: see
-    `seconds_after`.
-    """
-    from offramp.timing.contenders import SHORT
-    from offramp.timing.session import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
-
-    # In one call generate() takes no turns; the fastest plain decoder takes them twice.
-    visits = prompts * (policies + len(SHORT.invited))
-    tried = policies + PLAIN_TRIED
-    piloted = PILOT_VISITS * PLAIN_TRIED
-    tokens = visits * new_tokens + tried * (min(new_tokens, TRIAL_TOKENS) + SHORT.warm_up_tokens)
-    tokens += piloted * min(new_tokens, PILOT_TOKENS)
-    decodings = visits + 2 * tried + piloted
-    timing = decodings * PAUSE_SECONDS + plain_seconds * (PROMPT_WORTH * decodings + tokens)
-    return timing + seconds_after(policies, plain_seconds, new_tokens, prompts)
-
-
-def seconds_after(
-    policies: int, plain_seconds: float, new_tokens: int, prompts: int = FEWEST_PROMPTS
-) -> float:
-    """About how long it takes to time the parts of each policy's tokens on one prompt, and to let the full
-    model read every answer of a policy, of the cut head, and its own."""
-    read = (policies + 2) * prompts
-    parts = policies * (PROMPT_WORTH + new_tokens)
-    return plain_seconds * (parts + PROMPT_WORTH * read) + policies * PAUSE_SECONDS
-
-
-def prompts_within(policies: int, plain_seconds: float, new_tokens: int, budget: float) -> int:
-    """About how many prompts are timed and judged within a budget of seconds."""
-    fewest, one_more = (
-        seconds_for(policies, plain_seconds, new_tokens, FEWEST_PROMPTS + more) for more in (0, 1)
-    )
-    return FEWEST_PROMPTS + max(0, math.floor((budget - fewest) / (one_more - fewest)))
 
 
 STRATEGIES = ("propagate", "recompute")
@@ -292,7 +220,7 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
     """That the trace is read through."""
     best: Whole
     floor: Number
-    new_tokens: Whole | str
+    new_tokens: Whole
     beside: tuple[str, ...] = ()
     by_rule: tuple[str, ...] = ()
     baselines: Needed | None = None
@@ -311,18 +239,9 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
         if machine is not None:
             require_this_machine(self, machine.details["machine"])
         ranking, answers = context.result(LeagueWork, self.league), self.answers(context)
-        work = replace(self, beside=self._worth_timing(context, [one.floor for one in ranking.verdicts]))
-        decoding = work.decoding(context, machine, self.choices(ranking, answers))
+        decoding = self.decoding(context, machine, self.choices(ranking, answers))
         timed = decoding.timed if isinstance(decoding, DecodedPolicies) else lambda tuned: None
         return replace(decoding, verdicts=settle_all(ranking.verdicts, answers, timed))
-
-    def _worth_timing(self, context: WorkContext, floors: Sequence[float]) -> tuple[str, ...]:
-        """What stands beside: of the baselines by rule those that may be the best, all if none is known."""
-        known = () if self.baselines is None else context.result(BaselinesWork, self.baselines).known
-        if not known:
-            return self.beside
-        best = best_at(known, floors)
-        return tuple(text for text in self.beside if text not in self.by_rule or text in best)
 
     def decoding(
         self, context: WorkContext, machine: TimingsProfile | None, choices: Sequence[DecodingChoice]
@@ -352,33 +271,20 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
     ) -> DecodingResult:
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
         from offramp.decoding.options import DecodingOptions
-        from offramp.timing.accelerations import read_beside
         from offramp.timing.bench import judge_measurement, predict_cells, run, settle
         from offramp.timing.contenders import SHORT
         from offramp.timing.stopping import TimeLimits
 
         trace, workload = trace_of(context, self.trace), self.load_workload()
-        heads, seconds = heads_of(context, self.heads), self.seconds
-        new_tokens = FEWEST_NEW_TOKENS if isinstance(self.new_tokens, str) else self.new_tokens
+        heads, new_tokens = heads_of(context, self.heads), self.new_tokens
         prompts = pick_prompts(
             model, workload, trace, self.prompts, new_tokens=new_tokens, seed=self.seed, heads=heads
         )
-        if isinstance(self.new_tokens, str):
-            plain = _plain_seconds(model, machine, prompts)
-            others = len(self.beside)
-            kept, new_tokens = within_budget(choices, plain, seconds, others)
-            if not kept:
+        if self.certify is not None:
+            # Where time is short the first policy alone takes part, with those that every timing has.
+            least = FEWEST_PROMPTS * (1 + len(SHORT.invited)) * (PROMPT_WORTH + FEWEST_NEW_TOKENS)
+            if least * _plain_seconds(model, machine, prompts) > LONGEST * self.seconds:
                 return NothingDecoded(TOO_LONG)
-            if len(kept) < len(choices):
-                further = ", ".join(str(choice.policy) for choice in choices[1:])
-                notes = (*notes, f"policies of other floors are left out, it would take too long: {further}")
-            choices = kept
-            contenders = len(choices) + others
-            whole = max(seconds, seconds_for(contenders, plain, new_tokens))
-            count = min(len(prompts.ids), prompts_within(contenders, plain, new_tokens, whole))
-            seconds = whole - seconds_after(contenders, plain, new_tokens, count)
-        if model.context_length is not None:
-            new_tokens = min(new_tokens, model.context_length - max(map(len, prompts.ids)))
         options = [
             DecodingOptions.read(
                 choice.policy, kv=choice.kv, heads=heads, draft_length=DRAFT_LENGTH, new_tokens=new_tokens
@@ -390,8 +296,8 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
         if machine is not None:
             unseen = unseen_part(trace, self.seed)
             predicted = predict_cells(setting, unseen, machine, where_possible=True)
-        extent = replace(SHORT, beside=read_beside(self.beside, model.dtype))
-        limits = TimeLimits(seconds, self.rounds)
+        extent = self._worth_timing(context, SHORT, model.dtype)
+        limits = TimeLimits(self.seconds, self.rounds)
         prices = {
             cell.name: choice.prices
             for cell, choice in zip(options, choices, strict=True)
@@ -401,7 +307,16 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
             f"{name}: its price is that of {len(each)} decoded documents, which the timed prompts correct"
             for name, each in prices.items()
         )
-        measured = run(setting, limits=limits, extent=extent, seed=self.seed, machine=machine, prices=prices)
+        measured = run(
+            setting,
+            limits=limits,
+            extent=extent,
+            seed=self.seed,
+            judged=True,
+            parts_of=PARTS_OF,
+            machine=machine,
+            prices=prices,
+        )
         judged = judge_measurement(
             measured,
             machine,
@@ -411,6 +326,20 @@ class DecodeWork(TurnsWork[DecodingResult], AnsweredWork[DecodingResult]):
             seed=self.seed,
         )
         return _decoding(model, judged, choices, [cell.name for cell in options])
+
+    def _worth_timing(self, context: WorkContext, invited: Extent, dtype: str) -> Extent:
+        """Whom the policies take turns with: of the baselines by rule those that may be the best at a floor,
+        and of the others those that were not clearly slower than these; all if none is known."""
+        from offramp.timing.accelerations import read_beside
+
+        before, beside = TimedBaselines(None), self.beside
+        if self.baselines is not None:
+            before = context.result(BaselinesWork, self.baselines)
+        floors = [verdict.floor for verdict in context.result(LeagueWork, self.league).verdicts]
+        if before.known:
+            best = best_at(before.known, floors)
+            beside = tuple(text for text in beside if text not in self.by_rule or text in best)
+        return replace(invited, beside=read_beside(beside, dtype), slower=before.slower(floors))
 
 
 def unseen_part(trace: Trace, seed: int) -> Trace:

@@ -169,7 +169,7 @@ class TurnsWork(TextWork[Result], TimedWork[Result]):
         return (*self.model.transforms, *self.tried)
 
     def cost_of_turns(
-        self, sizes: Sizes, new_tokens: int | str, contenders: int, *, models: int | None = None
+        self, sizes: Sizes, new_tokens: int, contenders: int, *, models: int | None = None
     ) -> TaskCost:
         """Of so many contenders beside the plain ones.
 
