@@ -653,6 +653,22 @@ def test_candidates_have_to_be_faster_than_the_best_baseline_that_keeps_the_floo
     assert proposed.reach == pytest.approx(2.0 * proposed.baseline.cost)
 
 
+def test_a_stricter_floors_candidate_that_gains_nothing_at_a_looser_one_is_no_candidate_there(
+    trace: Trace,
+) -> None:
+    """int8 keeps the looser floor alone, and is faster than what was worth a test over plain decoding."""
+    proposals = six_policies(trace, [Baseline("int8", 0.6, 0.95)])
+    stricter = proposals.at(0.02, 0.1, conceivable=0.06).candidates
+    assert [1.0 / one.relative_cost for one in stricter] == pytest.approx([1.2])
+    for carried in ((), stricter):
+        looser = proposals.at(0.1, 0.1, carried, conceivable=0.06)
+        assert [1.0 / one.relative_cost for one in looser.candidates] == pytest.approx([2.0])
+    worth_it = proposals.at(0.06, 0.1, conceivable=0.06).candidates  # to be refuted there
+    carried_along = proposals.at(0.1, 0.1, worth_it, conceivable=0.06)
+    for proposed in (worth_it, carried_along.candidates):
+        assert [1.0 / one.relative_cost for one in proposed] == pytest.approx([2.0, 3.0])
+
+
 def test_what_is_slower_than_a_timed_baseline_is_not_decoded(trace: Trace) -> None:
     """Nothing is 50 times as fast as it is; the same policies are worth a test where it keeps too little."""
     executor = Scripted(trace, lossless)

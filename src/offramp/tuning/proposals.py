@@ -170,7 +170,8 @@ class Proposals:
         what leaves layers out and could gain so much is a candidate; where nothing that keeps the floor
         could, the most cautious that could is tried, to be refuted, behind the fastest that keeps the floor
         if that is predicted to gain what is `conceivable`. stricter: candidates of stricter floors, which are
-        candidates here too: what keeps a floor keeps a looser one.
+        candidates here too where they are still worth it: what keeps a floor keeps a looser one, whose best
+        baseline may be faster.
 
         At every target of the rerun risk the fastest, over all strategies, unless it gains less than half of
         what the boldest gains; the most cautious one that is worth it stays.
@@ -195,7 +196,8 @@ class Proposals:
             # Should the most cautious that could pay pass, those that are faster are next.
             paying = [proposal for proposal in usable if gain(proposal) >= worth]
             own = [*nearest, *_in_order(paying, without, 1.0)][: self.steps]
-        candidates = {id(proposal): proposal for proposal in (*stricter, *own)}
+        kept = [one for one in stricter if worth is None or gain(one) >= min(worth, conceivable)]
+        candidates = {id(proposal): proposal for proposal in (*kept, *own)}
         ordered = sorted(
             candidates.values(), key=lambda candidate: (candidate.risk, -candidate.relative_cost)
         )
