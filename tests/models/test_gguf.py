@@ -262,6 +262,18 @@ def test_a_header_too_large_to_read_is_refused_before_any_of_it_is(
     tracemalloc.stop()
 
 
+def test_names_of_tensors_are_mapped_once_while_a_file_is_read() -> None:
+    import gguf
+
+    slow: Any = gguf.get_tensor_name_map
+    with gguf_file._read_quickly():
+        first, second = (gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers) for layers in (2, 2))
+        deeper = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
+    assert first is second
+    assert first.mapping == slow(gguf.MODEL_ARCH.LLAMA, 2).mapping != deeper.mapping
+    assert gguf.get_tensor_name_map is slow
+
+
 def test_a_header_is_read_quickly_and_as_the_gguf_package_reads_it(tmp_path: Path) -> None:
     from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import read_field

@@ -115,19 +115,22 @@ def _packed(path: Path) -> dict[str, Any]:
 def _read_quickly() -> Iterator[None]:
     """The gguf package makes arrays of each value of a header, which takes a minute for a large vocabulary.
 
-    And transformers draws a bar over the tensors, whether or not its bars are asked for."""
+    And transformers asks it for the names of all tensors once for each module of the model, which takes
+    10 s for 30 layers, and draws a bar over the tensors, whether or not its bars are asked for."""
     import gguf
     from transformers import modeling_gguf_pytorch_utils
 
     loader: Any = modeling_gguf_pytorch_utils
+    package: Any = gguf
     reader: Any = gguf.GGUFReader
-    bar, parts = loader.tqdm, reader._get_field_parts
+    bar, parts, names = loader.tqdm, reader._get_field_parts, package.get_tensor_name_map
     loader.tqdm = functools.partial(bar, disable=True)
     reader._get_field_parts = functools.partialmethod(_field_parts, parts)
+    package.get_tensor_name_map = functools.cache(names)
     try:
         yield
     finally:
-        loader.tqdm, reader._get_field_parts = bar, parts
+        loader.tqdm, reader._get_field_parts, package.get_tensor_name_map = bar, parts, names
 
 
 def _field_parts(reader: Any, slow: Callable[..., Any], offset: int, kind: int) -> Any:
