@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from offramp.decoding import judging as module
 from offramp.decoding.judging import (
     JudgedAnswer,
+    agreement_of,
     free_running,
     full_models_choices,
     judge,
@@ -71,6 +72,7 @@ def test_it_equals_the_naive_reference(model: Model, cases: list[tuple[list[int]
     # Each answer follows the plain one for a while and then goes its own way.
     answers = [plain[:keep] + rest for plain, (_, keep, rest) in zip(plains, cases, strict=True)]
     result = free_running(model, prompts, answers, plains)
+    assert agreement_of(model, prompts, answers, plains) == result.agreement
     divergence, agreeing, nll, plain_nll = [], 0, 0.0, 0.0
     for prompt, answer, plain in zip(prompts, answers, plains, strict=True):
         place = 0

@@ -279,6 +279,21 @@ ON_DISK = [
 BEHIND_AXES = [(AXES + text, *rest) for text, *rest in (*POLICIES, *TRANSFORMS, *HEADS, *TRAININGS, *CELLS)]
 
 
+def test_keys_below_a_table_are_told_to_stand_above_it(tmp_path: Path) -> None:
+    """TOML gives them to that table: they are not said to be missing."""
+    error = refused(tmp_path, "", 'name = "small"\nmodels = ["a"]\nworkloads = ["prose"]\n')
+    assert "'models' stands in a table" in error.what
+    assert "study.models" in error.where
+    assert "above the first [table]" in error.fix
+
+
+def test_a_text_in_the_place_of_a_table_is_shown_how_one_begins(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text('study = "one"\n' + AXES)
+    with pytest.raises(InputError) as caught:
+        read_study(tmp_path / "study.toml")
+    assert "a line [study]" in caught.value.fix
+
+
 @pytest.mark.parametrize(("text", "where", "said"), [*SHAPES, *NAMES, *BEHIND_AXES, *DECODED, *ON_DISK])
 def test_what_is_wrong_is_named_with_line_and_key(tmp_path: Path, text: str, where: str, said: str) -> None:
     error = refused(tmp_path, text)

@@ -213,7 +213,8 @@ def test_what_is_kept_of_prompts_side_by_side_is_what_is_kept_one_by_one() -> No
     setting = settle(model, [options, last], prompts=PROMPTS)
     measured = run(setting, limits=TimeLimits(rounds=1), extent=WITHOUT_PEERS)
     alone = judge_measurement(measured, None, predicted={}).free_running[options.name].agreement
-    kept = kept_in_batch(measured, ["generate()", options.name, last.name], PROMPTS, alone.value or 0.0)
+    names = ["generate()", options.name, last.name]
+    kept = kept_in_batch(setting, measured.decoders, names, PROMPTS, alone.value or 0.0)
     assert list(kept) == [options.name]
     assert kept[options.name].value == pytest.approx(alone.value)
     assert alone.value is not None

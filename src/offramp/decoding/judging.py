@@ -232,6 +232,32 @@ def free_running(
     )
 
 
+def agreement_of(
+    model: Model,
+    prompts: Sequence[Tokens],
+    answers: Sequence[Tokens],
+    plain_answers: Sequence[Tokens],
+    *,
+    seed: int = SEED,
+) -> Estimate[float]:
+    """`FreeRunning.agreement` alone, as `free_running` finds it: an answer that is the plain one takes no
+    forward.
+
+    Raises as `judge` does.
+    """
+    agreeing = []
+    for prompt, answer, plain in zip(prompts, answers, plain_answers, strict=True):
+        shared, choices = tokens_before_divergence(answer, plain), np.ones(len(answer), dtype=np.bool_)
+        if shared < len(answer):
+            choices = full_models_choices(judge(model, prompt, answer), shared, model.precision)
+        agreeing.append(int(choices[1:].sum()))
+    units = _units(prompts, 1)
+    decided = np.bincount(units, weights=[len(answer) - 1 for answer in answers]).astype(np.float64)
+    resampled = document_bootstrap(len(decided), draws=DRAWS, seed=seed)
+    sums = np.bincount(units, weights=agreeing).astype(np.float64)
+    return mean_of(resampled, sums, decided) if decided.any() else Estimate(1.0)
+
+
 def _units(prompts: Sequence[Tokens], batch: int) -> NDArray[np.int64]:
     """Numbers from 0 of what is drawn together: int64 [prompts]."""
     unit = [place // batch for place in range(len(prompts))]

@@ -221,6 +221,13 @@ def _invalid(
         alike = [loc for loc in innermost if loc[:-1] == first[:-1] and _is_unknown(found[loc])]
         first = min(alike, key=lambda loc: places_of(values, loc), default=first)
     details = found[first]
+    misplaced = [
+        loc for loc in innermost if _is_unknown(found[loc]) and loc[-1] == first[-1] and loc != first
+    ]
+    if details["type"] == "missing" and len(first) == 1 and misplaced:
+        # TOML gives what follows a table's header to that table.
+        above = f"write it above the first [table]: there it belongs to that, not to the whole {source.what}"
+        return source.refused(f"{first[0]!r} stands in a table", above, *misplaced[0])
     unknown = _is_unknown(details)
     location: Location = tuple(part for part in details["loc"] if unknown or not _is_alternative(part))
     what, fix = _words(location, kind, details, source)
@@ -262,6 +269,8 @@ def _words(
         message = "it should be greater than 0"
     if details["type"] == "model_type" and hasattr(_table_of(kind, location), "named_alike"):
         message = "write a name in quotes, or a table"
+    elif details["type"] == "model_type" and len(location) == 1:
+        message = f"write a table: a line [{key}], and its keys below it"
     hints = {} if table is None else table.hints
     if details["type"] == "string_type":
         message = hints.get(key, "write a text in quotes")

@@ -194,6 +194,9 @@ class Expansion:
         self.cells: dict[str, StudyCell] = {}
         self.tasks: dict[str, Task] = {}
         self.names: dict[str, str] = {}
+        # Baselines of a run's first text, with its name; none of a study: its card of another text would be
+        # another one as soon as the study grows by a text before it.
+        self.first_timed: tuple[str, Task] | None = None
         self.excluded = [exclude.model_dump(exclude_none=True) for exclude in study.exclude]
         self.used: set[int] = set()
         settings = study.settings
@@ -304,8 +307,12 @@ class Expansion:
             if role == "baselines" and not ("profile" in needs and self.by_rule(variant)):
                 continue  # what is not timed here, or has none
             if role in roles and role in sought:
-                made = self.of_row(role, variant, workload, needs, machine)
+                name, first = self.first_timed or ("", None)
+                before = first if role == "baselines" and name != row.workload.entry.name else None
+                made = self.of_row(role, variant, workload, {**needs, "before": before}, machine)
                 needs[role] = self.add(made, f"{role} {row.name}")
+                if role == "baselines" and first is None and self.study.inline:
+                    self.first_timed = row.workload.entry.name, made
         asked: PolicyEntry | LoadEntry | None = None
         if cell.kind == "replay":
             asked = next(entry for entry in self.study.policies if entry.name == cell.policy)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from offramp.costs.machine import Machine
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.prompts import check_context, check_ids
-from offramp.decoding.judging import Judgements, free_running
+from offramp.decoding.judging import Judgements, agreement_of, free_running
 from offramp.decoding.options import (
     LOCKSTEP,
     Auto,
@@ -353,38 +353,41 @@ def judged_answers(measurement: Measurement, *, seed: int = SEED) -> dict[str, F
 
 
 def kept_in_batch(
-    measurement: Measurement,
+    setting: Setting,
+    decoders: Iterable[Decoder],
     names: Sequence[str],
     prompts: Sequence[Sequence[int]],
     enough: float,
     *,
     seed: int = SEED,
 ) -> dict[str, Estimate[float]]:
-    """The executed agreement of some contenders on more prompts, all of them decoded side by side, untimed.
+    """The executed agreement of some contenders, all prompts decoded side by side, untimed.
 
-    names: the fastest first; who comes after one that keeps `enough` is not decoded, nor who writes what the
-    full model writes, or whose model cannot decode side by side. seed: of the intervals.
+    decoders: at hand, `generate()` in one call among them. names: the fastest first; who comes after one that
+    keeps `enough` is not decoded, nor who writes what the full model writes, or whose model cannot decode
+    side by side. seed: of the intervals.
     """
 
     def is_able(model: Model) -> bool:
         return engine_of(model).abilities.reason(LOCKSTEP) is None
 
-    setting, known = measurement.setting, Judgements()
-    decoders = {decoder.name: decoder for decoder in measurement.decoders}
+    by_name = {decoder.name: decoder for decoder in decoders}
     able = [
-        name for name in names if not decoders[name].exact and is_able((decoders[name].on or setting).model)
+        decoder
+        for name in names
+        if (decoder := by_name.get(name)) and not decoder.exact and is_able((decoder.on or setting).model)
     ]
     found: dict[str, Estimate[float]] = {}
-    if not is_able(setting.model):
+    if not able or not is_able(setting.model):
         return found
     with with_most_threads():
         (together,) = batches_of(prompts, len(prompts), setting.prompts[0].ids.device)
-        plain = decoders[ONE_CALL].decode(together, setting.new_tokens).tokens
-        for name in able:
-            answers = decoders[name].decode(together, setting.new_tokens).tokens
-            quality = free_running(setting.model, prompts, answers, plain, seed=seed, known=known)
-            found[name] = quality.agreement
-            if quality.agreement.value is not None and quality.agreement.value >= enough:
+        plain = by_name[ONE_CALL].decode(together, setting.new_tokens).tokens
+        for decoder in able:
+            answers = decoder.decode(together, setting.new_tokens).tokens
+            kept = agreement_of(setting.model, prompts, answers, plain, seed=seed)
+            found[decoder.name] = kept
+            if kept.value is not None and kept.value >= enough:
                 break
     return found
 

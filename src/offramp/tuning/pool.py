@@ -38,7 +38,8 @@ class SearchEvidence:
     losses: float32 [tokens, exits of the trace], in the kind and the clip of the floor that it was made for.
     weights: float64 [tokens] of the mean over documents. below: the traced exits below L. executed: float64
     [layers], share of the layers that a token runs which leaves at exit l = 1..L. policies: threshold rules
-    that were made before, by signal, exits and place on the signal's grid.
+    that were made before, by signal, exits and place on the signal's grid. listed: those that read the short
+    list, by the ones that do not.
     """
 
     def __init__(self, trace: Trace, floor: Floor) -> None:
@@ -49,6 +50,7 @@ class SearchEvidence:
         self.below: Exits = tuple(int(exit) for exit in trace.exits if exit < trace.layers)
         self.executed = layers_executed(trace.shape) / trace.layers
         self.policies: dict[tuple[str, Exits, int], Threshold] = {}
+        self.listed: dict[ExitPolicy, ExitPolicy] = {}
         self._grids: dict[str, ThresholdGrid] = {}
         self._curves: dict[tuple[str, Exits], Curve] = {}
         self._outcomes: dict[ExitPolicy, tuple[float, DecisionCounts]] = {}

@@ -235,9 +235,12 @@ def _add_thresholds_on_list(pool: Pool, short: Pool, at: At, risk: float, target
     families = add_thresholds(short, cheap, targets)
     add_per_exit(short, families, risk)
     add_filtered(short, families, risk, targets)
+    listed = short.evidence.listed
     for scored in short.found:
-        policy = ShortList(scored.policy, at)
-        pool.add(replace(scored, family=f"{SHORT_LIST[at]}: {scored.family}", policy=policy))
+        if scored.policy not in listed:
+            listed[scored.policy] = ShortList(scored.policy, at)
+        family = f"{SHORT_LIST[at]}: {scored.family}"
+        pool.add(ScoredPolicy(family, listed[scored.policy], scored.risk, scored.cost, scored.skip_ratio))
 
 
 def add_per_exit(pool: Pool, families: dict[str, ThresholdFamily], risk: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,15 +12,18 @@ from offramp.kit.given import given_of
 from offramp.kit.numbers import Number
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, trace_of
 from offramp.studies.work.work import Needed, WorkContext
-from offramp.timing.results import PLAIN, BenchResult
+from offramp.timing.accelerations import PROMPT_LOOKUP
+from offramp.timing.results import LOOKUP, PLAIN, BenchResult
 from offramp.tuning.baseline import Baseline
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
     from offramp.heads.exit_heads import ExitHeads
     from offramp.models.model import Model
+    from offramp.scoring.estimate import Estimate
     from offramp.studies.task import TaskCost
     from offramp.studies.task_costs import Sizes
+    from offramp.timing.decoder import Setting
     from offramp.tracing.trace import Trace
     from offramp.workloads.workload import Workload
 
@@ -28,8 +31,9 @@ NEW_TOKENS = 8
 """Of each answer."""
 BASELINES_PROMPTS = 4
 """As many as show that one is slower than another."""
-JUDGED, FAR = 24, 0.1
-"""Prompts that a baseline is judged on, and how far below the loosest floor it may be on the timed ones."""
+JUDGED, FAR, FAR_ELSEWHERE = 24, 0.1, 0.2
+"""Prompts that a baseline is judged on, and how far below the loosest floor it may be on the timed ones: on
+those of this text, and of another."""
 BASELINES_SECONDS = 35.0
 """That it takes, about, on two cores: what is timed is little, and all of it."""
 
@@ -40,6 +44,9 @@ class TimedBaselines:
 
     bench: BenchResult | None
     """Of the full model with its output head cut, beside what else has no exits; None without a timing."""
+    elsewhere: bool = False
+    """Whether they were timed on another text, and what they keep was judged on this one: then without those
+    whose speed depends on the text."""
     why_none: str | None = None
     """None if there is one."""
 
@@ -60,7 +67,9 @@ class TimedBaselines:
                 continue
             clearly = [one for one in self.known if (limits[one.name] or 0.0) > high]
             faster = [best_at(clearly, [floor]) for floor in sorted(floors, reverse=True)]
-            if all(faster):
+            if self.bench is not None and high < 1.0:
+                found[name] = self.bench.plain
+            elif all(faster):
                 found[name] = faster[0][0]
         return found
 
@@ -73,7 +82,7 @@ class BaselinesWork(TurnsWork[TimedBaselines]):
 
     What they keep is judged on more prompts, untimed: of the fastest first, until one keeps every floor.
 
-    beside: these, by name.
+    beside: these, by name. before: the same of another text; then only what they keep is judged here.
     """
 
     kind = "baselines"
@@ -81,6 +90,7 @@ class BaselinesWork(TurnsWork[TimedBaselines]):
     trace: Needed
     profile: Needed | None = None
     heads: Needed | None = None
+    before: Needed | None = None
     beside: tuple[str, ...]
     floors: tuple[Number, ...] = FLOORS
 
@@ -92,55 +102,86 @@ class BaselinesWork(TurnsWork[TimedBaselines]):
         """Time them. Raises OfframpError for inputs that are not the recipe's."""
         self.require_here()
         machine = None if self.profile is None else profile_of(context, self.profile)
+        before = None if self.before is None else context.result(BaselinesWork, self.before).bench
         model, heads = self.load_model(context), heads_of(context, self.heads)
         workload, trace = self.load_workload(), trace_of(context, self.trace)
         try:
-            return TimedBaselines(self._timed(model, heads, workload, trace, machine))
+            setting, prompts = self._setting(model, heads, workload, trace)
+            # What is not given as token ids alone is not decoded side by side.
+            alone = any(map(given_of, prompts))
+            if before is None or before.defects or alone:
+                return TimedBaselines(self._timed(setting, () if alone else prompts, machine))
+            return TimedBaselines(self._judged(setting, prompts, before), elsewhere=True)
         except (DiskFullError, DamagedFileError):
             raise  # of today's disk, and no answer about the model
         except OfframpError as error:  # a family that is only traced, or no prompts
-            return TimedBaselines(None, error.what)
+            return TimedBaselines(None, why_none=error.what)
 
-    def _timed(
-        self,
-        model: Model,
-        heads: ExitHeads | None,
-        workload: Workload,
-        trace: Trace,
-        machine: TimingsProfile | None,
-    ) -> BenchResult:
-        """Their timing, judged. Raises what `offramp.timing` raises."""
+    def _setting(
+        self, model: Model, heads: ExitHeads | None, workload: Workload, trace: Trace
+    ) -> tuple[Setting, Sequence[Sequence[int]]]:
+        """What they share, with the prompts that are timed, and all that are judged."""
         from offramp.decoding.openings import pick_prompts
         from offramp.decoding.options import DecodingOptions
-        from offramp.timing.accelerations import read_beside
-        from offramp.timing.bench import judge_measurement, kept_in_batch, run, settle
-        from offramp.timing.contenders import BASELINES_ALONE, CUT_HEAD
-        from offramp.timing.stopping import TimeLimits
+        from offramp.timing.bench import settle
+        from offramp.timing.contenders import CUT_HEAD
 
         prompts = pick_prompts(
             model, workload, trace, JUDGED, new_tokens=NEW_TOKENS, seed=self.seed, heads=heads
         ).ids
         cell = DecodingOptions.read(CUT_HEAD, heads=heads, new_tokens=NEW_TOKENS).for_task(workload.name)
-        setting = settle(model, [cell], prompts=prompts[: self.prompts], task=workload.name)
-        extent = replace(BASELINES_ALONE, beside=read_beside(self.beside, model.dtype))
-        measured = run(
-            setting,
-            limits=TimeLimits(None, self.rounds),
-            extent=extent,
-            seed=self.seed,
-            machine=machine,
+        return settle(model, [cell], prompts=prompts[: self.prompts], task=workload.name), prompts
+
+    def _timed(
+        self, setting: Setting, prompts: Sequence[Sequence[int]], machine: TimingsProfile | None
+    ) -> BenchResult:
+        """Their timing, judged on these prompts too. Raises what `offramp.timing` raises."""
+        from offramp.timing.accelerations import read_beside
+        from offramp.timing.bench import judge_measurement, kept_in_batch, run
+        from offramp.timing.contenders import BASELINES_ALONE
+        from offramp.timing.stopping import TimeLimits
+
+        extent = replace(BASELINES_ALONE, beside=read_beside(self.beside, setting.model.dtype))
+        limits = TimeLimits(None, self.rounds)
+        measured = run(setting, limits=limits, extent=extent, seed=self.seed, machine=machine)
+        bench = judge_measurement(measured, None, predicted={}, seed=self.seed).result.without_date()
+        hopeful = self._hopeful(bench, FAR)
+        if not hopeful or len(prompts) <= self.prompts:
+            return bench
+        decoders = measured.decoders
+        return _with_kept(
+            bench, kept_in_batch(setting, decoders, hopeful, prompts, max(self.floors), seed=self.seed)
         )
-        bench = judge_measurement(measured, None, predicted={}, seed=self.seed).result
-        hopeful = [one.name for one in known_of(bench) if one.kept >= min(self.floors) - FAR]
-        # What is not given as token ids alone is not decoded side by side.
-        if hopeful and len(prompts) > self.prompts and not any(map(given_of, prompts)):
-            kept = kept_in_batch(measured, hopeful, prompts, max(self.floors), seed=self.seed)
-            contenders = [
-                replace(one, executed_agreement=kept.get(one.name, one.executed_agreement))
-                for one in bench.contenders
-            ]
-            bench = replace(bench, contenders=tuple(contenders))
-        return bench.without_date()
+
+    def _judged(self, setting: Setting, prompts: Sequence[Sequence[int]], before: BenchResult) -> BenchResult:
+        """A timing on another text with what is kept on these prompts."""
+        from offramp.timing.accelerations import read_beside
+        from offramp.timing.bench import kept_in_batch
+        from offramp.timing.combined_contenders import contenders_beside
+        from offramp.timing.contenders import BASELINES_ALONE, candidates_of
+        from offramp.timing.decoder import parted
+        from offramp.timing.stopping import Budget
+
+        hopeful = self._hopeful(before, FAR_ELSEWHERE)
+        asked = read_beside([text for text in self.beside if text in hopeful], setting.model.dtype)
+        extent = replace(BASELINES_ALONE, beside=asked)
+        beside = contenders_beside(setting, asked, Budget(None))
+        decoders, _ = parted([*beside, *candidates_of(setting, extent)])
+        kept = kept_in_batch(setting, decoders, hopeful, prompts, max(self.floors), seed=self.seed)
+        same = [one for one in before.contenders if LOOKUP not in one.name and PROMPT_LOOKUP not in one.name]
+        return _with_kept(replace(before, contenders=tuple(same)), kept)
+
+    def _hopeful(self, bench: BenchResult, far: float) -> list[str]:
+        """Baselines that may keep a floor, the fastest first."""
+        return [one.name for one in known_of(bench) if one.kept >= min(self.floors) - far]
+
+
+def _with_kept(bench: BenchResult, kept: Mapping[str, Estimate[float]]) -> BenchResult:
+    contenders = [
+        replace(one, executed_agreement=kept.get(one.name, one.executed_agreement))
+        for one in bench.contenders
+    ]
+    return replace(bench, contenders=tuple(contenders))
 
 
 def known_of(bench: BenchResult) -> tuple[Baseline, ...]:
