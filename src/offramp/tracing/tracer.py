@@ -298,8 +298,8 @@ def _heads_of(heads: str | Path | ExitHeads, model: Model, exits: tuple[int, ...
     """The heads of these exits, refused if they were fitted on another model or do not fit this one."""
     content = heads if isinstance(heads, ExitHeads) else read_heads(heads)
     require_base(content, {"name": model.name, **model.identity.to_json()})
+    require_sizes(content, model.layers, state_shape_of(model).features, model.shape.vocabulary_size)
     require_exits(content, exits)
-    require_sizes(content, state_shape_of(model).features, model.shape.vocabulary_size)
     require_readable(content, model.stack)
     return content
 

@@ -161,7 +161,7 @@ class KeyMap(TomlTable):
         if self.exits != "all":
             return tuple(sorted(self.exits))
         pattern = re.escape(next(iter(self.patterns.values())))
-        pattern = pattern.replace(re.escape(EXIT), r"(?P<exit>0|[1-9][0-9]{0,14})", 1)
+        pattern = pattern.replace(re.escape(EXIT), r"(?P<exit>0|[1-9][0-9]{0,599})", 1)
         matches = (re.fullmatch(pattern.replace(re.escape(EXIT), "(?P=exit)"), name) for name in names)
         return tuple(sorted(int(match["exit"]) - self.first + 1 for match in matches if match))
 
