@@ -80,6 +80,7 @@ def test_what_is_clearly_slower_at_every_floor_is_not_timed_again() -> None:
     assert slower((0.9, 0.99)) == {"list": "int8", "not judged": "int8"}
     assert slower((0.9, 0.95)) == dict.fromkeys(("int8", "list", "near", "not judged"), "int4")
     assert slower((0.999,)) == {"not judged": "list"}
+    assert slower((1.0001,)) == {"not judged": "generate()"}
     assert TimedBaselines(None, "no prompts").slower((0.9,)) == {}
 
 

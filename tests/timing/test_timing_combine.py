@@ -368,16 +368,16 @@ def test_an_exit_that_is_left_nowhere_is_left_out_with_its_reason() -> None:
     assert found_of(found, "exits").speedup is not None
 
 
-def heads_of(fingerprint: str) -> ExitHeads:
-    """Heads that hold nothing, of the model with a fingerprint."""
+def heads_of(fingerprint: str, layers: int = 4) -> ExitHeads:
+    """Heads that hold nothing, of the model with a fingerprint and so many layers."""
     bare = random_heads(tiny_llama(), (3,), lens=False, facts=())
-    return dataclasses.replace(bare, model={**bare.model, "fingerprint": fingerprint})
+    return dataclasses.replace(bare, model={**bare.model, "fingerprint": fingerprint, "layers": layers})
 
 
 def test_heads_are_used_on_their_own_model_only() -> None:
     base = tiny_llama()
     own = heads_of(base.identity.fingerprint)
-    pruned = heads_of(dataclasses.replace(base.identity, transforms=("prune:drop=2",)).fingerprint)
+    pruned = heads_of(dataclasses.replace(base.identity, transforms=("prune:drop=2",)).fingerprint, layers=3)
 
     def left_out(*heads: ExitHeads) -> str:
         found = combine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from stored_traces import files_of, flip, killed_children, read_stored, run, wri
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import TEMPORARY_PREFIX, sha256_of_file
 from offramp.tracing import sealed_parts
-from offramp.tracing.sealed_parts import FILE_KINDS, part_path, seal_path
+from offramp.tracing.sealed_parts import _SEAL, DETAILS_KEY, FILE_KINDS, PartSeal, part_path, seal_path
 from offramp.tracing.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
@@ -361,6 +362,37 @@ def test_damage_met_while_resuming_is_traced_again(folder: Path, capsys: pytest.
             run(folder)
             assert f"traced again: a file of the trace is damaged: {place.name}" in capsys.readouterr().err
             assert files_of(folder) == whole
+
+
+RESEALED: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
+    "no metadata": ("tokens", lambda table: table.replace_schema_metadata(None)),
+    "no JSON": ("tokens", lambda table: table.replace_schema_metadata({DETAILS_KEY: b"{"})),
+    "documents of a letter": (
+        "tokens",
+        lambda table: table.replace_schema_metadata({DETAILS_KEY: b'{"marginal_rows":{},"documents":"x"}'}),
+    ),
+    "half its tokens": ("tokens", lambda table: table.slice(0, table.num_rows // 2)),
+    "half its facts": ("facts", lambda table: table.slice(0, table.num_rows // 2)),
+    "no tokens": ("tokens", lambda table: table.drop_columns(["token"])),
+    "no probabilities": ("facts", lambda table: table.drop_columns(["max_prob"])),
+    "no block": ("marginal", lambda table: table.drop_columns(table.column_names[:1])),
+}
+"""What is done to a file of a part whose seal is written anew."""
+
+
+@pytest.mark.parametrize("case", RESEALED)
+def test_a_resealed_part_that_is_not_whole_is_traced_again(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, (kind, change) = files_of(folder), RESEALED[case]
+    path, seal = part_path(folder, kind, 0), seal_path(folder, 0)
+    pq.write_table(change(pq.read_table(path)), path)
+    content = json.loads(seal.read_bytes())
+    _SEAL.write(seal, PartSeal(content["request"], content["files"] | {kind: sha256_of_file(path)}))
+    (folder / "manifest.json").unlink()
+    run(folder)
+    assert f"traced again: a file of the trace is damaged: {path.name}" in capsys.readouterr().err
+    assert files_of(folder) == whole
 
 
 @pytest.mark.parametrize("with_its_seal", [False, True])

@@ -296,7 +296,7 @@ class DecodingOptions:
     def check_model(self, model: Model) -> None:
         """Refuse a model that this does not fit, or heads of another. Raises PolicyError and InputError."""
         check_policy(self.policy, model.layers, self.heads)
-        identity = {"name": model.name, **model.identity.to_json()}
+        identity = {"name": model.name, "layers": model.layers, **model.identity.to_json()}
         if self.heads is not None:
             require_base(self.heads, identity, "heads=")
         self._check_tuned_model(identity["fingerprint"], model.shown_name)

@@ -103,12 +103,8 @@ def candidate_exit(heads: ExitHeads) -> int | None:
     return heads.candidate_exit if "candidate_score" in heads.classifiers else None
 
 
-def require_sizes(heads: ExitHeads, layers: int, features: int, vocabulary_size: int) -> None:
-    """Raise InputError unless the heads are of so many layers, and fit hidden states of so many features and
-    this vocabulary."""
-    said = heads.model.get("layers", layers)
-    if said != layers:
-        raise _refused(f"they say that their model has {said:,} layers, and this one has {layers}")
+def require_sizes(heads: ExitHeads, features: int, vocabulary_size: int) -> None:
+    """Raise InputError unless the heads fit hidden states of so many features and this vocabulary."""
     given = {"adainfer": 2, "candidate_score": 3 * min(CANDIDATES, vocabulary_size)}
     sizes = {name: classifier.mean.shape[-1] for name, classifier in heads.classifiers.items()}
     if heads.lens is not None:

@@ -70,17 +70,24 @@ def read_heads(path: str | Path) -> ExitHeads:
 def require_base(heads: ExitHeads, model: Mapping[str, Any], where: str = "the exit heads") -> None:
     """Refuse heads that were fitted on another model: its weights, config or tokenizer differ.
 
-    model: {"name", "fingerprint", ...} of the model at hand, and "transforms" if it has any.
+    model: {"name", "fingerprint", ...} of the model at hand, "transforms" if it has any, and "layers" if
+    their number is known.
 
     Raises InputError that names both.
     """
-    if heads.model["fingerprint"] == model["fingerprint"]:
+    layers = model.get("layers", heads.model["layers"])
+    if heads.model["fingerprint"] != model["fingerprint"]:
+        at_hand = shown_name(model["name"], model.get("transforms", ()))
+        why = (
+            f"the exit heads were {_made(heads)} {heads.model['name']} ({heads.model['fingerprint'][:12]}), "
+            f"not {_made(heads).split()[-1]} {at_hand} ({model['fingerprint'][:12]})"
+        )
+    elif heads.model["layers"] != layers:
+        why = f"the exit heads say that their model has {heads.model['layers']} layers, and it has {layers}"
+    else:
         return
-    transforms = model.get("transforms", ())
     raise InputError(
-        f"the exit heads were {_made(heads)} {heads.model['name']} ({heads.model['fingerprint'][:12]}), "
-        f"not {_made(heads).split()[-1]} {shown_name(model['name'], transforms)} "
-        f"({model['fingerprint'][:12]})",
+        why,
         where=where,
         fix="fit heads of this model: "
         + command_for("heads fit", model, workload="prose", output="heads.safetensors"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,7 +21,9 @@ from offramp.files import (
     sha256_of_file,
     write_atomically,
 )
+from offramp.kit.numbers import Whole
 from offramp.kit.sealed_file import SealedFile
+from offramp.kit.typed import from_json, to_json
 from offramp.tracing.facts import ROUNDING
 
 WHAT = "a file of the trace is damaged: {name}"
@@ -62,10 +64,19 @@ ArrayOf = NDArray[Any]
 class PartDocument:
     """What became of one document: its index in the selection, traced rows, and why it is left out."""
 
-    index: int
-    rows: int
+    index: Whole
+    rows: Whole
     valid: bool = True
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class PartDetails:
+    """What a part's files say beside their columns."""
+
+    marginal_rows: dict[str, Whole]
+    """Rows of each block."""
+    documents: tuple[PartDocument, ...]
 
 
 @dataclass(frozen=True)
@@ -156,10 +167,8 @@ def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
     facts: dict[str, Any] = {"exit": np.tile(exits.astype(np.int16), rows)}
     facts.update({name: np.ravel(column) for name, column in part.facts.items()})
     marginal = {_block_column(block): part.marginal[block] for block in sorted(part.marginal)}
-    details = {
-        "marginal_rows": {str(block): rows for block, rows in sorted(part.marginal_rows.items())},
-        "documents": [asdict(document) for document in part.documents],
-    }
+    rows_of_blocks = {str(block): rows for block, rows in sorted(part.marginal_rows.items())}
+    details = to_json(PartDetails(rows_of_blocks, part.documents))
     columns = {"facts": facts, "marginal": marginal, "tokens": dict(part.tokens)}
     for kind in FILE_KINDS:
         table = pa.table(columns[kind]).replace_schema_metadata(
@@ -256,15 +265,24 @@ def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequenc
         if seal.files.get(kind) != digest:
             path = part_path(folder, kind, index)
             raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    columns = {kind: read_columns(part_path(folder, kind, index)) for kind in ("facts", "tokens")}
-    schema = pq.read_schema(part_path(folder, "tokens", index).absolute())
-    details = parse_json(schema.metadata[DETAILS_KEY])
-    marginal_rows = {int(block): rows for block, rows in details["marginal_rows"].items()}
+    path, of_facts = part_path(folder, "tokens", index), part_path(folder, "facts", index)
+    tokens, columns = read_columns(path), read_columns(of_facts, list(facts))
+    try:
+        metadata = pq.read_schema(path.absolute()).metadata or {}
+        details = from_json(PartDetails, parse_json(metadata[DETAILS_KEY]))
+        marginal_rows = {int(block): rows for block, rows in details.marginal_rows.items()}
+        count = len(tokens["token"])
+    except (ValueError, KeyError) as error:
+        raise damaged(path, f"it does not say which documents it holds: {error}") from error
+    if count != sum(document.rows for document in details.documents if document.valid):
+        raise damaged(path, "its rows are not those of its documents")
+    if any(len(column) != count * exits for column in columns.values()):
+        raise damaged(of_facts, f"it has not {exits} rows for each of {count:,} tokens")
     return Part(
         index=index,
-        tokens=columns["tokens"],
-        facts={name: columns["facts"][name].reshape(-1, exits) for name in facts},
+        tokens=tokens,
+        facts={name: column.reshape(-1, exits) for name, column in columns.items()},
         marginal=read_marginal(folder, index, marginal_rows),
         marginal_rows=marginal_rows,
-        documents=tuple(PartDocument(**document) for document in details["documents"]),
+        documents=details.documents,
     )

@@ -297,8 +297,8 @@ class _Run:
 def _heads_of(heads: str | Path | ExitHeads, model: Model, exits: tuple[int, ...]) -> ExitHeads:
     """The heads of these exits, refused if they were fitted on another model or do not fit this one."""
     content = heads if isinstance(heads, ExitHeads) else read_heads(heads)
-    require_base(content, {"name": model.name, **model.identity.to_json()})
-    require_sizes(content, model.layers, state_shape_of(model).features, model.shape.vocabulary_size)
+    require_base(content, {"name": model.name, "layers": model.layers, **model.identity.to_json()})
+    require_sizes(content, state_shape_of(model).features, model.shape.vocabulary_size)
     require_exits(content, exits)
     require_readable(content, model.stack)
     return content

@@ -94,7 +94,7 @@ def _at_work(
     """The heads at the checked exits, of the right sizes, with the facts that the policy reads there."""
     stack = engine.stack
     features = rows_of(first_tensor(stack.layer_outputs[-1]), stack.position_axis).shape[-1]
-    require_sizes(heads, len(stack.layer_outputs), features, head.vocabulary_size())
+    require_sizes(heads, features, head.vocabulary_size())
     missing = [exit for exit in needs if exit not in heads.exits]
     if missing and heads.reads_exits:
         raise not_fitted_at(missing[0], heads, OTHER_EXITS)

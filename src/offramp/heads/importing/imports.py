@@ -233,7 +233,7 @@ class Import:
         heads = build_heads(header, arrays, str(self.tensors.where))
         require_readable(heads, model.stack, str(self.tensors.where))
         require_exits(heads, (*exits, model.layers))
-        require_sizes(heads, model.layers, state_shape_of(model).features, shape.vocabulary_size)
+        require_sizes(heads, state_shape_of(model).features, shape.vocabulary_size)
         return heads
 
     def _exits_of(self, layers: int) -> tuple[int, ...]:

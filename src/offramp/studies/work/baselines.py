@@ -57,7 +57,7 @@ class TimedBaselines:
 
     def slower(self, floors: Iterable[float]) -> dict[str, str]:
         """What need not be timed again: each of the baselines beside plain decoding that is clearly slower
-        than another one at every floor that this one keeps, by the name of that at the strictest."""
+        than plain decoding, or than another one at every floor, by the name of that at the strictest."""
         timed = {} if self.bench is None else {one.name: one for one in self.bench.contenders}
         limits = {name: one.ratio.low for name, one in timed.items() if one.ratio is not None}
         found = dict[str, str]()
@@ -67,10 +67,10 @@ class TimedBaselines:
                 continue
             clearly = [one for one in self.known if (limits[one.name] or 0.0) > high]
             faster = [best_at(clearly, [floor]) for floor in sorted(floors, reverse=True)]
-            if self.bench is not None and high < 1.0:
-                found[name] = self.bench.plain
-            elif all(faster):
+            if all(faster):
                 found[name] = faster[0][0]
+            elif self.bench is not None and high < 1.0:
+                found[name] = self.bench.plain
         return found
 
 
