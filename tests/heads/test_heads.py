@@ -441,7 +441,7 @@ def of_a_smaller_vocabulary(heads: ExitHeads) -> ExitHeads:
         (with_nan, "lens.weight holds a number that is not finite"),
         (of_fewer_exits, "lens.bias is of 1 exits, not of 2"),
         (of_another_model, "fitted on another"),
-        (of_more_layers, "their model has 1000 layers, and it has"),
+        (of_more_layers, "their model has 1,000 layers, and this one has"),
         (of_an_unknown_fact, "a fact that is not known: magic"),
         (of_confidences, "adainfer takes 32 numbers per token, and this model gives 2"),
         (with_a_token_too_many, "names tokens beyond the 61"),

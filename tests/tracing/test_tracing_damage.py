@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import os
 import re
 import shutil
@@ -22,7 +22,7 @@ from stored_traces import files_of, flip, killed_children, read_stored, run, wri
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import TEMPORARY_PREFIX, sha256_of_file
 from offramp.tracing import sealed_parts
-from offramp.tracing.sealed_parts import _SEAL, DETAILS_KEY, FILE_KINDS, PartSeal, part_path, seal_path
+from offramp.tracing.sealed_parts import _SEAL, DETAILS_KEY, FILE_KINDS, part_path, seal_path
 from offramp.tracing.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
@@ -387,8 +387,8 @@ def test_a_resealed_part_that_is_not_whole_is_traced_again(
     whole, (kind, change) = files_of(folder), RESEALED[case]
     path, seal = part_path(folder, kind, 0), seal_path(folder, 0)
     pq.write_table(change(pq.read_table(path)), path)
-    content = json.loads(seal.read_bytes())
-    _SEAL.write(seal, PartSeal(content["request"], content["files"] | {kind: sha256_of_file(path)}))
+    written = _SEAL.read(seal)
+    _SEAL.write(seal, dataclasses.replace(written, files={**written.files, kind: sha256_of_file(path)}))
     (folder / "manifest.json").unlink()
     run(folder)
     assert f"traced again: a file of the trace is damaged: {path.name}" in capsys.readouterr().err

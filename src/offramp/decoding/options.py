@@ -12,7 +12,7 @@ from offramp.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.errors import InputError, PolicyError
 from offramp.heads.described import describe_heads, reading_of
 from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.file import read_heads, require_base
+from offramp.heads.file import read_heads, require_base, require_layers
 from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import Copied, Count
 from offramp.kit.rules import Beside
@@ -296,13 +296,15 @@ class DecodingOptions:
     def check_model(self, model: Model) -> None:
         """Refuse a model that this does not fit, or heads of another. Raises PolicyError and InputError."""
         check_policy(self.policy, model.layers, self.heads)
-        identity = {"name": model.name, "layers": model.layers, **model.identity.to_json()}
+        identity = {"name": model.name, **model.identity.to_json()}
         if self.heads is not None:
             require_base(self.heads, identity, "heads=")
         self._check_tuned_model(identity["fingerprint"], model.shown_name)
         self.check_tuned_heads(model.layers)
         if self.kv == MAPPED.name:
             check_maps(self.policy, self.heads, model.layers, model.dtype)
+        if self.heads is not None:
+            require_layers(self.heads, model.layers)
 
     def check_tuned_heads(self, layers: int) -> None:
         """Refuse other heads than the policy was tuned with, where they matter. Raises PolicyError.

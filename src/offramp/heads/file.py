@@ -70,28 +70,32 @@ def read_heads(path: str | Path) -> ExitHeads:
 def require_base(heads: ExitHeads, model: Mapping[str, Any], where: str = "the exit heads") -> None:
     """Refuse heads that were fitted on another model: its weights, config or tokenizer differ.
 
-    model: {"name", "fingerprint", ...} of the model at hand, "transforms" if it has any, and "layers" if
-    their number is known.
+    model: {"name", "fingerprint", ...} of the model at hand, and "transforms" if it has any.
 
     Raises InputError that names both.
     """
-    layers = model.get("layers", heads.model["layers"])
-    if heads.model["fingerprint"] != model["fingerprint"]:
-        at_hand = shown_name(model["name"], model.get("transforms", ()))
-        why = (
-            f"the exit heads were {_made(heads)} {heads.model['name']} ({heads.model['fingerprint'][:12]}), "
-            f"not {_made(heads).split()[-1]} {at_hand} ({model['fingerprint'][:12]})"
-        )
-    elif heads.model["layers"] != layers:
-        why = f"the exit heads say that their model has {heads.model['layers']} layers, and it has {layers}"
-    else:
+    if heads.model["fingerprint"] == model["fingerprint"]:
         return
+    transforms = model.get("transforms", ())
     raise InputError(
-        why,
+        f"the exit heads were {_made(heads)} {heads.model['name']} ({heads.model['fingerprint'][:12]}), "
+        f"not {_made(heads).split()[-1]} {shown_name(model['name'], transforms)} "
+        f"({model['fingerprint'][:12]})",
         where=where,
         fix="fit heads of this model: "
         + command_for("heads fit", model, workload="prose", output="heads.safetensors"),
     )
+
+
+def require_layers(heads: ExitHeads, layers: int) -> None:
+    """Raise InputError unless heads say that their model has so many layers: their header may be wrong."""
+    said = heads.model["layers"]
+    if said != layers:
+        raise InputError(
+            f"the exit heads cannot be used: their model has {said:,} layers, and this one has {layers}",
+            where="heads= (--heads)",
+            fix="fit heads of this model: offramp heads fit MODEL --workload W -o FILE",
+        )
 
 
 def _made(heads: ExitHeads) -> str:

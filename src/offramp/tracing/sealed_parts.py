@@ -74,7 +74,7 @@ class PartDocument:
 class PartDetails:
     """What a part's files say beside their columns."""
 
-    marginal_rows: dict[str, Whole]
+    marginal_rows: dict[Block, Whole]
     """Rows of each block."""
     documents: tuple[PartDocument, ...]
 
@@ -167,8 +167,7 @@ def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
     facts: dict[str, Any] = {"exit": np.tile(exits.astype(np.int16), rows)}
     facts.update({name: np.ravel(column) for name, column in part.facts.items()})
     marginal = {_block_column(block): part.marginal[block] for block in sorted(part.marginal)}
-    rows_of_blocks = {str(block): rows for block, rows in sorted(part.marginal_rows.items())}
-    details = to_json(PartDetails(rows_of_blocks, part.documents))
+    details = to_json(PartDetails(dict(part.marginal_rows), part.documents))
     columns = {"facts": facts, "marginal": marginal, "tokens": dict(part.tokens)}
     for kind in FILE_KINDS:
         table = pa.table(columns[kind]).replace_schema_metadata(
@@ -270,7 +269,6 @@ def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequenc
     try:
         metadata = pq.read_schema(path.absolute()).metadata or {}
         details = from_json(PartDetails, parse_json(metadata[DETAILS_KEY]))
-        marginal_rows = {int(block): rows for block, rows in details.marginal_rows.items()}
         count = len(tokens["token"])
     except (ValueError, KeyError) as error:
         raise damaged(path, f"it does not say which documents it holds: {error}") from error
@@ -282,7 +280,7 @@ def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequenc
         index=index,
         tokens=tokens,
         facts={name: column.reshape(-1, exits) for name, column in columns.items()},
-        marginal=read_marginal(folder, index, marginal_rows),
-        marginal_rows=marginal_rows,
+        marginal=read_marginal(folder, index, details.marginal_rows),
+        marginal_rows=details.marginal_rows,
         documents=details.documents,
     )

@@ -18,7 +18,7 @@ from offramp.files import require_path
 from offramp.heads.at_work import require_exits, require_readable, require_sizes
 from offramp.heads.described import describe_heads
 from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.file import read_heads, require_base
+from offramp.heads.file import read_heads, require_base, require_layers
 from offramp.heads.output_head import state_shape_of
 from offramp.heads.statistics import choose_reductions
 from offramp.heads.trained_model import TrainedOn, trained_on
@@ -297,7 +297,8 @@ class _Run:
 def _heads_of(heads: str | Path | ExitHeads, model: Model, exits: tuple[int, ...]) -> ExitHeads:
     """The heads of these exits, refused if they were fitted on another model or do not fit this one."""
     content = heads if isinstance(heads, ExitHeads) else read_heads(heads)
-    require_base(content, {"name": model.name, "layers": model.layers, **model.identity.to_json()})
+    require_base(content, {"name": model.name, **model.identity.to_json()})
+    require_layers(content, model.layers)
     require_sizes(content, state_shape_of(model).features, model.shape.vocabulary_size)
     require_exits(content, exits)
     require_readable(content, model.stack)
